@@ -1,0 +1,166 @@
+"""Which implementation of an op runs: ``reference``, ``cpu``, ``triton`` or ``cuda``.
+
+``auto`` (the default) takes the fastest that is there for the tensor at hand and never fails
+because something is missing. A backend asked for by name that cannot serve raises and says why.
+The choice is made once, in the forward pass; the backward passes follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# Backends with kernels of their own; each registers its ops as ``torch.ops.pinmem_<backend>``.
+KERNEL_BACKENDS = BACKENDS[1:]
+
+DTYPES = {
+    "reference": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    "cpu": (torch.float64, torch.float32, torch.bfloat16),
+    "triton": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+}
+
+# What ``auto`` tries on a GPU, in order, where an op has no entry of its own below.
+GPU_ORDER = ("triton", "cuda")
+# Exceptions, each with the measurement behind it (docs/performance.md).
+GPU_ORDER_OF: dict[str, tuple[str, ...]] = {}
+
+_LIBRARIES = {"cpu": "_cpu.so", "cuda": "_cuda.so"}
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve; the message says why."""
+
+
+class _Choice:
+    """The process-wide choice (read by traced code, so a plain attribute)."""
+
+    name = "auto"
+
+
+def set_backend(name: str) -> None:
+    """Choose the implementation of every op from now on, process-wide.
+
+    Args:
+        name: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: the name is none of these.
+        BackendError: that backend is not available on this machine.
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            raise ValueError(f"backend: got {name!r}, expected 'auto' or one of {list(BACKENDS)}")
+        reason = unavailable(name)
+        if reason:
+            raise BackendError(f"backend {name!r} is not available: {reason}")
+    _Choice.name = name
+
+
+def get_backend() -> str:
+    """The name last given to :func:`set_backend`, ``"auto"`` at the start."""
+    return _Choice.name
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use a backend inside a ``with`` block; same names and errors as :func:`set_backend`."""
+    before = _Choice.name
+    set_backend(name)
+    try:
+        yield
+    finally:
+        _Choice.name = before
+
+
+@functools.cache
+def unavailable(name: str) -> str:
+    """Why a backend cannot run on this machine; empty where it can."""
+    if name == "reference":
+        return ""
+    if name == "triton":
+        return _triton_unavailable()
+    if name == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if name == "cuda" and torch.version.hip:
+        return "this torch is built for ROCm"
+    path = Path(__file__).parent / _LIBRARIES[name]
+    if not path.exists():
+        return f"{path.name} was not built (pip install -e . where there is a compiler builds it)"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {' '.join(str(error).split())}"
+    return ""
+
+
+def _triton_unavailable() -> str:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if find_spec("pinmem.kernels") is None:
+        return "pinmem.kernels is not installed (pip install -e . maps the folder kernels/ to it)"
+    if not torch.cuda.is_available() and not triton_interpreted():
+        return "no GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for testing)"
+    return ""
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def unsupported(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why a backend cannot take tensors of this device and dtype; empty where it can."""
+    reason = unavailable(name)
+    if reason:
+        return reason
+    if dtype not in DTYPES[name]:
+        return f"it takes {', '.join(_short(d) for d in DTYPES[name])}, got {_short(dtype)}"
+    wanted = {"cpu": ("cpu",), "cuda": ("cuda",)}.get(name)
+    if name == "triton":
+        wanted = ("cuda", "cpu") if triton_interpreted() else ("cuda",)
+    if wanted and device not in wanted:
+        return f"it takes tensors on {' or '.join(wanted)}, got {device}"
+    return ""
+
+
+def select(op: str, tensor: torch.Tensor) -> str:
+    """The backend that serves ``op`` for this tensor under the current choice.
+
+    Raises:
+        BackendError: the backend chosen by name cannot serve this tensor.
+    """
+    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _resolve(choice: str, op: str, device: str, dtype: torch.dtype) -> str:
+    if choice == "auto":
+        return candidates(op, device, dtype)[0]
+    reason = _cached_unsupported(choice, device, dtype)
+    if reason:
+        raise BackendError(f"{op}: backend {choice!r} cannot serve: {reason}")
+    return choice
+
+
+@functools.cache
+def candidates(op: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """What ``auto`` may take for this op, device and dtype, best first; never empty."""
+    order = GPU_ORDER_OF.get(op, GPU_ORDER) if device == "cuda" else ("cpu",)
+    able = [name for name in order if not unsupported(name, device, dtype)]
+    return (*able, "reference")
+
+
+_cached_unsupported = functools.cache(unsupported)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,267 @@
+"""One iteration of training: joint, or meta-learning (MLDG), with or without a class memory.
+
+The published procedure (paper, section 3.3 and algorithm 1; docs/math.md) without its copies of
+the network: the inner step swaps parameters, and the passes that only write run the encoder only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pinmem import ops
+from pinmem.memory import Written
+from pinmem.models import Segmenter, SegmenterOutput
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts beside the segmentation loss; the published values."""
+
+    aux: float = 0.4
+    reading: float = 0.02
+    divergence: float = 0.4
+    classification: float = 0.2
+
+
+class Losses(NamedTuple):
+    """The losses of one pass, scalars; those a pass does not have are zero."""
+
+    total: Tensor
+    segmentation: Tensor
+    aux: Tensor
+    reading: Tensor
+    divergence: Tensor
+    classification: Tensor
+
+    def detach(self) -> Losses:
+        """The same numbers without their graph."""
+        return Losses(*(loss.detach() for loss in self))
+
+
+class Batch(NamedTuple):
+    """Images [B,3,H,W], normalised, and labels [B,H,W], uint8 or int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def losses_of(
+    model: Segmenter,
+    output: SegmenterOutput,
+    labels: Tensor,
+    weights: LossWeights,
+    written: Written | None = None,
+) -> Losses:
+    """The weighted losses of a training-mode pass, with those of a write where there was one."""
+    segmentation = ops.upsampled_cross_entropy(output.logits, labels)
+    zero = torch.zeros_like(segmentation)
+    aux, reading, divergence, classification = zero, zero, zero, zero
+    if output.aux_logits is not None:
+        small = _nearest(labels, output.aux_logits.shape[2:])
+        aux = ops.upsampled_cross_entropy(output.aux_logits, small)
+    if model.memory is not None and output.scores is not None:
+        reading = model.memory.reading_loss(output.scores, labels)
+    if written is not None:
+        divergence, classification = written.divergence, written.classification
+    total = (
+        segmentation
+        + weights.aux * aux
+        + weights.reading * reading
+        + weights.divergence * divergence
+        + weights.classification * classification
+    )
+    return Losses(total, segmentation, aux, reading, divergence, classification)
+
+
+def joint_step(
+    model: Segmenter,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    weights: LossWeights | None = None,
+    *,
+    amp_dtype: torch.dtype | None = None,
+) -> Losses:
+    """Train on all domains at once; with a memory, read it, write it and keep what was written.
+
+    Args:
+        model: the network, in training mode; its parameters and memory are updated.
+        optimizer: over the network's parameters.
+        batch: images and labels of all domains.
+        weights: the published ones if absent.
+        amp_dtype: autocast to this type; None computes in the parameters' own.
+    """
+    with _autocast(batch.images, amp_dtype):
+        output = model(batch.images)
+        written = model.memory.write(output.query, batch.labels) if model.memory else None
+        losses = losses_of(model, output, batch.labels, weights or LossWeights(), written)
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()
+    optimizer.step()
+    _rewrite(model, batch, amp_dtype)
+    return losses.detach()
+
+
+def mldg_step(
+    model: Segmenter,
+    optimizer: torch.optim.Optimizer,
+    meta_train: Batch,
+    meta_test: Batch,
+    inner_lr: float,
+    weights: LossWeights | None = None,
+    *,
+    amp_dtype: torch.dtype | None = None,
+) -> tuple[Losses, Losses]:
+    """One meta-iteration, first order: learn on some domains what also helps on the others.
+
+    The optimiser steps on the sum of the inner gradient at the weights and of the outer gradient
+    at the weights after one inner step, where the memory that is read was written with them.
+
+    Args:
+        model: the network, in training mode; its parameters and memory are updated.
+        optimizer: over the network's parameters.
+        meta_train: the batch of the meta-train domains.
+        meta_test: the batch of the meta-test domains.
+        inner_lr: rate of the inner step.
+        weights: the published ones if absent.
+        amp_dtype: autocast to this type; None computes in the parameters' own.
+
+    Returns:
+        The losses of the inner and of the outer pass.
+    """
+    weights = weights or LossWeights()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+
+    with _autocast(meta_train.images, amp_dtype):
+        output = model(meta_train.images)
+        written = model.memory.write(output.query, meta_train.labels) if model.memory else None
+        inner = losses_of(model, output, meta_train.labels, weights, written)
+    inner_grads = _gradients(inner.total, parameters)
+    inner = inner.detach()
+    del output, written
+
+    stepped = [p.requires_grad_() for p in _step(parameters, inner_grads, inner_lr)]
+    with (
+        parameters_as(model, dict(zip(named, stepped, strict=True))),
+        frozen_statistics(model),
+        _autocast(meta_test.images, amp_dtype),
+    ):
+        memory = None
+        if model.memory:
+            with torch.no_grad():
+                query = model.encode(meta_train.images).query
+            memory = model.memory.write(query, meta_train.labels).memory
+        outer = losses_of(model, model(meta_test.images, memory=memory), meta_test.labels, weights)
+    outer_grads = _gradients(outer.total, stepped)
+
+    torch._foreach_add_(inner_grads, outer_grads)
+    for parameter, grad in zip(parameters, inner_grads, strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    _rewrite(model, meta_train, amp_dtype)
+    return inner, outer.detach()
+
+
+def split_domains(count: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
+    """A random split of the domains into meta-train and meta-test, both non-empty."""
+    if count < 2:
+        raise ValueError(f"domains: got {count}, expected at least 2 to split them")
+    order = torch.randperm(count, generator=generator).tolist()
+    cut = int(torch.randint(1, count, (), generator=generator))
+    return order[:cut], order[cut:]
+
+
+def gather_domains(images: Tensor, labels: Tensor, domains: Sequence[int]) -> Batch:
+    """The images [B,D,3,H,W] and labels [B,D,H,W] of some domains as one batch, domain by domain."""
+    index = list(domains)
+    return Batch(
+        images[:, index].transpose(0, 1).flatten(0, 1),
+        labels[:, index].transpose(0, 1).flatten(0, 1),
+    )
+
+
+@contextlib.contextmanager
+def parameters_as(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the model with other tensors in place of its parameters, by their full names."""
+    own = [_owner(model, name) for name in parameters]
+    before = [module._parameters[leaf] for module, leaf in own]
+    try:
+        for (module, leaf), tensor in zip(own, parameters.values(), strict=True):
+            module._parameters[leaf] = tensor  # type: ignore[assignment]
+        yield
+    finally:
+        for (module, leaf), tensor in zip(own, before, strict=True):
+            module._parameters[leaf] = tensor
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise with batch statistics as in training, but leave the running ones alone."""
+    tracking = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and back in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def _rewrite(model: Segmenter, batch: Batch, amp_dtype: torch.dtype | None) -> None:
+    """The memory of the next iteration: written from the old one with the stepped weights."""
+    if model.memory is None:
+        return
+    with evaluating(model), _autocast(batch.images, amp_dtype):
+        query = model.encode(batch.images).query
+        model.memory.store(model.memory.write(query, batch.labels).memory)
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True))
+
+
+@torch.no_grad()
+def _step(parameters: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> Sequence[Tensor]:
+    return torch._foreach_add(parameters, grads, alpha=-lr)
+
+
+def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels at the auxiliary head's resolution, by nearest neighbour."""
+    if labels.dtype == torch.uint8:
+        return F.interpolate(labels[:, None], size=tuple(size), mode="nearest")[:, 0]
+    small = F.interpolate(labels[:, None].double(), size=tuple(size), mode="nearest")
+    return small[:, 0].to(labels.dtype)
+
+
+def _autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf

@@ -1,0 +1,6 @@
+"""Segmentation networks: DeepLabV3+ and DeepLabV2 on ResNets, with and without class memory."""
+
+from .deeplab import MODEL_NAMES, Segmenter, SegmenterOutput, build_model
+from .official import load_official
+
+__all__ = ["MODEL_NAMES", "Segmenter", "SegmenterOutput", "build_model", "load_official"]

@@ -1,0 +1,217 @@
+"""DeepLab networks with a class memory between the encoder and the decoder."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..memory import ClassMemory
+from .backbones import Backbone, ResNetBackbone
+from .heads import ASPP, SummedASPP, auxiliary_head, conv_norm_relu, init_head, upsample
+
+__all__ = ["MODEL_NAMES", "Features", "Segmenter", "SegmenterOutput", "build_model"]
+
+
+class Features(NamedTuple):
+    """What `Segmenter.encode` returns and `Segmenter.decode` takes.
+
+    query: [B,256,h,w], read from and written to the memory, h = ceil(H/output_stride).
+    low_level: [B,C,ceil(H/4),ceil(W/4)].
+    stage3: the map the auxiliary head reads.
+    """
+
+    query: Tensor
+    low_level: Tensor
+    stage3: Tensor
+
+
+class SegmenterOutput(NamedTuple):
+    """What `Segmenter.forward` returns.
+
+    logits: [B,K,h',w'] at the decoder's resolution (1/4 in DeepLabV3+, 1/8 in DeepLabV2).
+    aux_logits: [B,K,h3,w3] at the resolution of stage 3; None in eval mode.
+    scores: [B,K,h,w], cosine of each query with each slot; None without a memory.
+    query: [B,256,h,w], what the memory was read with.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+    scores: Tensor | None
+    query: Tensor
+
+
+class Segmenter(nn.Module):
+    """A segmentation network whose deep features may be refined by a class memory.
+
+    images -> backbone -> aspp -> bottleneck -> query -> memory -> decoder -> logits. The decoder
+    joins low-level features where there is a `low_level` module (DeepLabV3+), and works at the
+    resolution of the query where there is none (DeepLabV2).
+
+    Args:
+        backbone: maps images to low-level, stage 3 and stage 4 features.
+        aspp: the atrous pyramid on stage 4.
+        num_classes: K, the number of classes and of memory slots.
+        low_level: whether the decoder reads low-level features.
+        decoder_convs: the number of 3x3 convolutions in the decoder.
+        memory: the class memory over K slots of 256 channels, or None.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        aspp: ASPP | SummedASPP,
+        num_classes: int,
+        *,
+        low_level: bool = True,
+        decoder_convs: int = 2,
+        memory: ClassMemory | None = None,
+    ) -> None:
+        super().__init__()
+        low_channels, stage3_channels, _ = backbone.channels
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.aspp = aspp
+        self.bottleneck = (
+            nn.Identity() if aspp.out_channels == 256 else conv_norm_relu(aspp.out_channels, 256)
+        )
+        self.low_level = conv_norm_relu(low_channels, 48) if low_level else None
+        widths = [256 + 48 * low_level] + [256] * decoder_convs
+        self.decoder = nn.Sequential(
+            *(
+                layer
+                for i in range(decoder_convs)
+                for layer in conv_norm_relu(widths[i], widths[i + 1], 3)
+            )
+        )
+        self.classifier = nn.Conv2d(256, num_classes, 1)
+        self.aux_head = auxiliary_head(stage3_channels, num_classes)
+        for head in (self.aspp, self.bottleneck, self.low_level, self.decoder):
+            if head is not None:
+                init_head(head)
+        init_head(self.classifier, self.aux_head)
+        # Last, since it comes initialised.
+        self.memory = memory
+
+    @property
+    def output_stride(self) -> int:
+        """Input pixels per pixel of the query."""
+        return self.backbone.output_stride
+
+    def encode(self, images: Tensor) -> Features:
+        """Run trunk, pyramid and bottleneck only: all that writing a memory needs.
+
+        Args:
+            images: [B,3,H,W], floating point, normalised with ImageNet's mean and deviation.
+
+        Raises:
+            ValueError: where `images` has another shape or type.
+        """
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            got = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images: got {got}, expected floating point [B,3,H,W]")
+        maps = self.backbone(images)
+        return Features(self.bottleneck(self.aspp(maps.stage4)), maps.low_level, maps.stage3)
+
+    def decode(self, features: Features, memory: Tensor | None = None) -> SegmenterOutput:
+        """Read the memory and classify: `decode(encode(images))` is `forward(images)`.
+
+        Args:
+            features: from `encode`.
+            memory: [K,256], read instead of the stored memory (the M' of a meta-test step); a
+                gradient reaches it.
+
+        Raises:
+            ValueError: where `memory` is given to a network without one.
+        """
+        deep, scores = features.query, None
+        if self.memory is not None:
+            deep, scores = self.memory.read(features.query, memory)
+        elif memory is not None:
+            raise ValueError("memory: got a tensor, expected None: this network has no memory")
+        if self.low_level is not None:
+            fine = self.low_level(features.low_level)
+            deep = torch.cat([fine, upsample(deep, fine.shape[-2:])], dim=1)
+        logits = self.classifier(self.decoder(deep))
+        aux_logits = self.aux_head(features.stage3) if self.training else None
+        return SegmenterOutput(logits, aux_logits, scores, features.query)
+
+    def forward(self, images: Tensor, memory: Tensor | None = None) -> SegmenterOutput:
+        """Segment images [B,3,H,W]; see `encode` and `decode` for the arguments and errors."""
+        return self.decode(self.encode(images), memory)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Segment images [B,3,H,W] into full-size logits [B,K,H,W]."""
+        return upsample(self(images).logits, images.shape[-2:])
+
+
+class _Architecture(NamedTuple):
+    resnet: str
+    version: int
+    output_strides: tuple[int, ...]  # the published one first
+
+
+_ARCHITECTURES = {
+    "deeplabv3plus_r18": _Architecture("resnet18", 3, (32, 16, 8)),
+    "deeplabv3plus_r50": _Architecture("resnet50", 3, (16, 8, 32)),
+    "deeplabv3plus_r101": _Architecture("resnet101", 3, (16, 8, 32)),
+    "deeplabv2_r101": _Architecture("resnet101", 2, (8,)),
+}
+
+MODEL_NAMES = tuple(_ARCHITECTURES)
+
+
+def build_model(
+    name: str,
+    num_classes: int = 19,
+    memory: bool = True,
+    *,
+    weights: str | None = None,
+    output_stride: int | None = None,
+    momentum: float = 0.8,
+    temperature: float = 1.0,
+) -> Segmenter:
+    """Build a published architecture, initialised as the published one is.
+
+    Args:
+        name: one of `MODEL_NAMES`.
+        num_classes: K, the number of classes and of memory slots.
+        memory: whether the network has a class memory.
+        weights: None for a random backbone; "imagenet" for torchvision's IMAGENET1K_V1 (downloaded
+            once), or the name of another member of its weights enum, such as "IMAGENET1K_V2".
+        output_stride: 8, 16 or 32; None for the published one: 32 for deeplabv3plus_r18, 16 for
+            _r50 and _r101, 8 for deeplabv2_r101, which has no other.
+        momentum: share of the old memory kept in a write.
+        temperature: divides the scores in the reading loss.
+
+    Raises:
+        ValueError: for an unknown `name` (naming the nearest), `weights` or `output_stride`, or
+            `num_classes` below 1.
+    """
+    if name not in _ARCHITECTURES:
+        nearest = difflib.get_close_matches(name, MODEL_NAMES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"name: got {name!r}, did you mean {nearest!r}? Expected one of "
+            + ", ".join(MODEL_NAMES)
+        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
+    architecture = _ARCHITECTURES[name]
+    stride = architecture.output_strides[0] if output_stride is None else output_stride
+    if stride not in architecture.output_strides:
+        expected = " or ".join(str(s) for s in sorted(architecture.output_strides))
+        raise ValueError(f"output_stride: got {stride!r}, expected {expected} for {name}")
+
+    v2 = architecture.version == 2
+    backbone = ResNetBackbone(architecture.resnet, stride, weights, stride_in_conv1=v2)
+    deep_channels = backbone.channels[-1]
+    return Segmenter(
+        backbone,
+        SummedASPP(deep_channels) if v2 else ASPP(deep_channels, stride),
+        num_classes,
+        low_level=not v2,
+        decoder_convs=1 if v2 else 2,
+        memory=ClassMemory(num_classes, 256, momentum, temperature) if memory else None,
+    )

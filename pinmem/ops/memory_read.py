@@ -1,0 +1,167 @@
+"""Reading the memory: every pixel attends to all slots (paper, section 3.2; docs/math.md 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinmem import reference
+from pinmem.backends import select
+from pinmem.ops._check import check_map, check_slots
+from pinmem.ops._declare import Pass, declare
+from pinmem.ops._maps import dense, dense_like, empty_map
+
+
+def memory_read(
+    query: Tensor, memory: Tensor, *, gumbel: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read a class memory at every pixel.
+
+    With ``q = query / max(|query|, 1e-12)`` over channels: ``scores = q . memory``,
+    ``attention = softmax(scores + gumbel)`` over slots, ``context = attention . memory``.
+
+    Args:
+        query: features [B,C,h,w], float64, float32, bfloat16 or float16, either memory format.
+        memory: slots [K,C], of the query's dtype or float32.
+        gumbel: optional noise [B,K,h,w] added to the scores inside the softmax; no gradient.
+
+    Returns:
+        ``readout`` [B,2C,h,w], the normalised query and the context concatenated, and
+        ``scores`` [B,K,h,w] without noise; both in the query's dtype and memory format.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    check_read(query, memory, gumbel)
+    backend = select("memory_read", query)
+    if backend == "reference":
+        return reference.memory_read(query, memory, gumbel=gumbel)
+    query = dense(query)
+    return _PASSES[backend].memory_read(query, memory.contiguous(), dense_like(gumbel, query))
+
+
+def check_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> None:
+    """The arguments that ``memory_read`` and ``memory_read_project`` share."""
+    check_map("query", query)
+    check_slots("memory", memory, query.shape[1], query)
+    if gumbel is not None:
+        check_map("gumbel", gumbel, memory.shape[0], like=query)
+        if gumbel.requires_grad:
+            raise ValueError("gumbel: got a tensor that requires grad, expected noise without")
+
+
+def _forward_fake(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
+    return empty_map(query, 2 * query.shape[1]), empty_map(query, memory.shape[0])
+
+
+def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _forward_backward(
+    passes: Any, ctx: Any, grad_readout: Tensor | None, grad_scores: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    query, memory, gumbel = ctx.saved_tensors
+    need_query, need_memory, _ = ctx.needs_input_grad
+    grad_query, grad_memory = passes.memory_read_backward(
+        dense_like(grad_readout, query),
+        dense_like(grad_scores, query),
+        query,
+        memory,
+        gumbel,
+        need_query,
+        need_memory,
+    )
+    return grad_query if need_query else None, grad_memory if need_memory else None, None
+
+
+def _backward_fake(
+    grad_readout: Tensor | None,
+    grad_scores: Tensor | None,
+    query: Tensor,
+    memory: Tensor,
+    gumbel: Tensor | None,
+    need_query: bool,
+    need_memory: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(query) if need_query else query.new_empty(0),
+        torch.empty_like(memory) if need_memory else memory.new_empty(0),
+    )
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    *tensors, ctx.need_query, ctx.need_memory = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_backward(
+    passes: Any, ctx: Any, gg_query: Tensor | None, gg_memory: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    grad_readout, grad_scores, query, memory, gumbel = ctx.saved_tensors
+    gg_query = gg_query if ctx.need_query else None
+    gg_memory = gg_memory if ctx.need_memory else None
+    if gg_query is None and gg_memory is None:
+        return (None,) * 7
+    out_readout, out_scores, grad_query, grad_memory = passes.memory_read_double_backward(
+        dense_like(gg_query, query),
+        None if gg_memory is None else gg_memory.contiguous(),
+        grad_readout,
+        grad_scores,
+        query,
+        memory,
+        gumbel,
+    )
+    return (
+        out_readout if grad_readout is not None else None,
+        out_scores if grad_scores is not None else None,
+        grad_query,
+        grad_memory,
+        None,
+        None,
+        None,
+    )
+
+
+def _double_backward_fake(
+    gg_query: Tensor | None,
+    gg_memory: Tensor | None,
+    grad_readout: Tensor | None,
+    grad_scores: Tensor | None,
+    query: Tensor,
+    memory: Tensor,
+    gumbel: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        *_forward_fake(query, memory, gumbel),
+        torch.empty_like(query),
+        torch.empty_like(memory),
+    )
+
+
+_PASSES = declare(
+    "memory_read",
+    memory_read=Pass(
+        "(Tensor query, Tensor memory, Tensor? gumbel) -> (Tensor readout, Tensor scores)",
+        _forward_fake,
+        _forward_setup,
+        _forward_backward,
+    ),
+    memory_read_backward=Pass(
+        "(Tensor? grad_readout, Tensor? grad_scores, Tensor query, Tensor memory, Tensor? gumbel,"
+        " bool need_query, bool need_memory) -> (Tensor grad_query, Tensor grad_memory)",
+        _backward_fake,
+        _backward_setup,
+        _backward_backward,
+    ),
+    memory_read_double_backward=Pass(
+        "(Tensor? gg_query, Tensor? gg_memory, Tensor? grad_readout, Tensor? grad_scores,"
+        " Tensor query, Tensor memory, Tensor? gumbel)"
+        " -> (Tensor gg_readout, Tensor gg_scores, Tensor grad_query, Tensor grad_memory)",
+        _double_backward_fake,
+    ),
+)

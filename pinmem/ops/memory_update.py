@@ -1,0 +1,179 @@
+"""The momentum update of the memory and its two losses (docs/math.md 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinmem import reference
+from pinmem.backends import select
+from pinmem.ops._check import check_device, check_float
+from pinmem.ops._declare import Pass, declare
+
+
+def memory_update(
+    memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, *, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Move every present class towards its mean, normalise, and rate the result.
+
+    ``u_k = momentum * memory_k + (1 - momentum) * sums_k / mass_k`` where ``mass_k > 0``, else
+    ``memory_k``; ``new_k = u_k / max(|u_k|, 1e-12)`` (paper, equation 3).
+
+    Args:
+        memory: slots [K,C], float64, float32, bfloat16 or float16.
+        sums: class sums [K,C] of :func:`pinmem.ops.class_sums`.
+        mass: class masses [K].
+        weight: classifier weight [K,C].
+        bias: classifier bias [K]. All five share one dtype and device.
+        momentum: how much of the old memory stays, in [0,1].
+
+    Returns:
+        ``new_memory`` [K,C]; the scalar ``divergence``, the mean over ordered pairs i != j of
+        ``max(0, new_i . new_j)``; the scalar ``classification``, the mean cross-entropy of
+        ``new_k . weight^T + bias`` against class k. In the dtype of the memory.
+
+    Raises:
+        ValueError: a shape, dtype, device or the momentum does not fit.
+    """
+    _check(memory, sums, mass, weight, bias, momentum)
+    backend = select("memory_update", memory)
+    if backend == "reference":
+        return reference.memory_update(memory, sums, mass, weight, bias, momentum=momentum)
+    tensors = (tensor.contiguous() for tensor in (memory, sums, mass, weight, bias))
+    return _PASSES[backend].memory_update(*tensors, float(momentum))
+
+
+def _check(
+    memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, momentum: float
+) -> None:
+    if memory.ndim != 2 or memory.numel() == 0:
+        raise ValueError(f"memory: got shape {list(memory.shape)}, expected [K >= 1, C >= 1]")
+    check_float("memory", memory)
+    slots = memory.shape[:1]
+    for name, tensor, shape in (
+        ("sums", sums, memory.shape),
+        ("mass", mass, slots),
+        ("weight", weight, memory.shape),
+        ("bias", bias, slots),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected {list(shape)}")
+        if tensor.dtype != memory.dtype:
+            raise ValueError(f"{name}: got {tensor.dtype}, expected {memory.dtype}")
+        check_device(name, tensor, memory)
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: got {momentum}, expected a number in [0,1]")
+
+
+def _forward_fake(
+    memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(memory), memory.new_empty(()), memory.new_empty(())
+
+
+def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.momentum = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _forward_backward(
+    passes: Any,
+    ctx: Any,
+    grad_memory: Tensor | None,
+    grad_divergence: Tensor | None,
+    grad_classification: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    grads = passes.memory_update_backward(
+        None if grad_memory is None else grad_memory.contiguous(),
+        grad_divergence,
+        grad_classification,
+        *ctx.saved_tensors,
+        ctx.momentum,
+    )
+    return (*grads, None)
+
+
+def _backward_fake(
+    grad_memory: Tensor | None,
+    grad_divergence: Tensor | None,
+    grad_classification: Tensor | None,
+    memory: Tensor,
+    sums: Tensor,
+    mass: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    momentum: float,
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in (memory, sums, mass, weight, bias))
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.momentum = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    if all(cotangent is None for cotangent in cotangents):
+        return (None,) * 9
+    grads = passes.memory_update_double_backward(
+        *(None if cotangent is None else cotangent.contiguous() for cotangent in cotangents),
+        *ctx.saved_tensors,
+        ctx.momentum,
+    )
+    given = ctx.saved_tensors[:3]
+    upstream = (None if g is None else out for g, out in zip(given, grads[:3], strict=True))
+    return (*upstream, *grads[3:], None)
+
+
+def _double_backward_fake(
+    gg_memory: Tensor | None,
+    gg_sums: Tensor | None,
+    gg_mass: Tensor | None,
+    gg_weight: Tensor | None,
+    gg_bias: Tensor | None,
+    grad_memory: Tensor | None,
+    grad_divergence: Tensor | None,
+    grad_classification: Tensor | None,
+    memory: Tensor,
+    sums: Tensor,
+    mass: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    momentum: float,
+) -> tuple[Tensor, ...]:
+    return (
+        *_forward_fake(memory, sums, mass, weight, bias, momentum),
+        *(torch.empty_like(tensor) for tensor in (memory, sums, mass, weight, bias)),
+    )
+
+
+_INPUTS = "Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias, float momentum"
+_GRADS = "Tensor? grad_memory, Tensor? grad_divergence, Tensor? grad_classification"
+_INPUT_GRADS = "Tensor d_memory, Tensor d_sums, Tensor d_mass, Tensor d_weight, Tensor d_bias"
+
+_PASSES = declare(
+    "memory_update",
+    memory_update=Pass(
+        f"({_INPUTS}) -> (Tensor new_memory, Tensor divergence, Tensor classification)",
+        _forward_fake,
+        _forward_setup,
+        _forward_backward,
+    ),
+    memory_update_backward=Pass(
+        f"({_GRADS}, {_INPUTS}) -> ({_INPUT_GRADS})",
+        _backward_fake,
+        _backward_setup,
+        _backward_backward,
+    ),
+    memory_update_double_backward=Pass(
+        "(Tensor? gg_memory, Tensor? gg_sums, Tensor? gg_mass, Tensor? gg_weight,"
+        f" Tensor? gg_bias, {_GRADS}, {_INPUTS})"
+        " -> (Tensor gg_new_memory, Tensor gg_divergence, Tensor gg_classification,"
+        f" {_INPUT_GRADS})",
+        _double_backward_fake,
+    ),
+)

@@ -1,0 +1,100 @@
+"""Every op in plain PyTorch, a few lines each: the oracle of the tests, and the fallback.
+
+Differentiable to any order by autograd. Shapes, dtypes and errors are documented in
+:mod:`pinmem.ops`, whose functions check their arguments before they come here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def memory_read(
+    query: Tensor, memory: Tensor, *, gumbel: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`pinmem.ops.memory_read` in plain PyTorch."""
+    q = F.normalize(query, dim=1)
+    memory = memory.to(query.dtype)
+    scores = torch.einsum("bchw,kc->bkhw", q, memory)
+    attention = (scores if gumbel is None else scores + gumbel).softmax(dim=1)
+    context = torch.einsum("bkhw,kc->bchw", attention, memory)
+    return torch.cat([q, context], dim=1), scores
+
+
+def memory_read_project(
+    query: Tensor, memory: Tensor, weight: Tensor, *, gumbel: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`pinmem.ops.memory_read_project` in plain PyTorch."""
+    readout, scores = memory_read(query, memory, gumbel=gumbel)
+    return F.conv2d(readout, weight.to(query.dtype)[:, :, None, None]), scores
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    ignore_index: int = 255,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """:func:`pinmem.ops.upsampled_cross_entropy` in plain PyTorch."""
+    num_classes = logits.shape[1]
+    z = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=True) / temperature
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    labels = _only_classes(target, num_classes, ignore_index)
+    weight = z.new_ones(num_classes) if class_weight is None else class_weight.to(z.dtype)
+    total = F.cross_entropy(z, labels, weight=weight, ignore_index=num_classes, reduction="sum")
+    mass = F.pad(weight, (0, 1))[labels].sum()
+    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+
+
+def class_sums(
+    features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """:func:`pinmem.ops.class_sums` in plain PyTorch."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    one_hot = F.one_hot(_only_classes(labels, num_classes, ignore_index), num_classes + 1)
+    soft = F.interpolate(
+        one_hot[..., :-1].permute(0, 3, 1, 2).to(dtype),
+        features.shape[2:],
+        mode="bilinear",
+        align_corners=True,
+    )
+    q = F.normalize(features, dim=1).to(dtype)
+    return torch.einsum("bkhw,bchw->kc", soft, q), soft.sum(dim=(0, 2, 3))
+
+
+def memory_update(
+    memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, *, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`pinmem.ops.memory_update` in plain PyTorch."""
+    num_classes = memory.shape[0]
+    present = (mass > 0)[:, None]
+    means = sums / torch.where(present, mass[:, None], torch.ones_like(mass[:, None]))
+    moved = torch.where(present, momentum * memory + (1 - momentum) * means, memory)
+    new_memory = F.normalize(moved, dim=1)
+    similarity = (new_memory @ new_memory.T).clamp_min(0)
+    off_diagonal = similarity.sum() - similarity.diagonal().sum()
+    divergence = off_diagonal / max(num_classes * (num_classes - 1), 1)
+    classes = torch.arange(num_classes, device=memory.device)
+    return new_memory, divergence, F.cross_entropy(F.linear(new_memory, weight, bias), classes)
+
+
+def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """:func:`pinmem.ops.upsampled_confusion` in plain PyTorch."""
+    num_classes = logits.shape[1]
+    z = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=True)
+    labels = _only_classes(target, num_classes, ignore_index)
+    cells = (labels * num_classes + z.argmax(dim=1)).flatten()
+    counts = torch.zeros((num_classes + 1) * num_classes, dtype=torch.int64, device=z.device)
+    counts.index_add_(0, cells, torch.ones_like(cells))
+    return counts.view(-1, num_classes)[:-1]
+
+
+def _only_classes(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels as int64, everything that is no class as ``num_classes``."""
+    labels = labels.long()
+    wrong = (labels < 0) | (labels >= num_classes) | (labels == ignore_index)
+    return labels.masked_fill(wrong, num_classes)
