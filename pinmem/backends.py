@@ -117,19 +117,25 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def unsupported(name: str, device: str, dtype: torch.dtype) -> str:
-    """Why a backend cannot take tensors of this device and dtype; empty where it can."""
+@functools.cache
+def unsupported(name: str, op: str, device: str, dtype: torch.dtype) -> str:
+    """Why a backend cannot run an op on tensors of this device and dtype; empty where it can."""
     reason = unavailable(name)
     if reason:
         return reason
+    if not _implements(name, op):
+        return f"it has no {op}"
     if dtype not in DTYPES[name]:
         return f"it takes {', '.join(_short(d) for d in DTYPES[name])}, got {_short(dtype)}"
-    wanted = {"cpu": ("cpu",), "cuda": ("cuda",)}.get(name)
-    if name == "triton":
-        wanted = ("cuda", "cpu") if triton_interpreted() else ("cuda",)
-    if wanted and device not in wanted:
-        return f"it takes tensors on {' or '.join(wanted)}, got {device}"
+    if name != "reference" and device not in _devices(name):
+        return f"it takes tensors on {' or '.join(_devices(name))}, got {device}"
     return ""
+
+
+def _devices(name: str) -> tuple[str, ...]:
+    if name == "triton":
+        return ("cuda", "cpu") if triton_interpreted() else ("cuda",)
+    return (name,)
 
 
 def select(op: str, tensor: torch.Tensor) -> str:
@@ -141,25 +147,33 @@ def select(op: str, tensor: torch.Tensor) -> str:
     return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype)
 
 
-@torch.compiler.assume_constant_result
 def _resolve(choice: str, op: str, device: str, dtype: torch.dtype) -> str:
     if choice == "auto":
         return candidates(op, device, dtype)[0]
-    reason = _cached_unsupported(choice, device, dtype)
+    reason = unsupported(choice, op, device, dtype)
     if reason:
         raise BackendError(f"{op}: backend {choice!r} cannot serve: {reason}")
     return choice
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler (2 s).
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
 def candidates(op: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
     """What ``auto`` may take for this op, device and dtype, best first; never empty."""
     order = GPU_ORDER_OF.get(op, GPU_ORDER) if device == "cuda" else ("cpu",)
-    able = [name for name in order if not unsupported(name, device, dtype)]
+    able = [name for name in order if not unsupported(name, op, device, dtype)]
     return (*able, "reference")
 
 
-_cached_unsupported = functools.cache(unsupported)
+def _implements(name: str, op: str) -> bool:
+    if name == "reference":
+        return True
+    if name == "triton":
+        return find_spec(f"pinmem.kernels.{op}") is not None
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pinmem_{name}::{op}", name.upper())
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class ClassMemory(nn.Module):
         dim: C, the channels of the feature map.
         momentum: how much of the old memory a write keeps, in [0,1].
         temperature: divides the scores in the reading loss, > 0.
-        gumbel: add Gumbel noise to the attention's scores while training. Evaluation is exact.
+        gumbel: when the attention's scores get Gumbel noise. The published code adds it always.
     """
 
     memory: Tensor
@@ -43,7 +43,7 @@ class ClassMemory(nn.Module):
         momentum: float = 0.8,
         temperature: float = 1.0,
         *,
-        gumbel: bool = False,
+        gumbel: Literal["never", "training", "always"] = "never",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -135,7 +135,7 @@ class ClassMemory(nn.Module):
         self.memory.copy_(memory)
 
     def _noise(self, query: Tensor) -> Tensor | None:
-        if not (self.gumbel and self.training):
+        if self.gumbel == "never" or (self.gumbel == "training" and not self.training):
             return None
         batch, _, height, width = query.shape
         exponential = torch.empty(
@@ -147,5 +147,5 @@ class ClassMemory(nn.Module):
         """Shown by ``print(module)``."""
         return (
             f"num_classes={self.num_classes}, dim={self.dim}, momentum={self.momentum}, "
-            f"temperature={self.temperature}, gumbel={self.gumbel}"
+            f"temperature={self.temperature}, gumbel={self.gumbel!r}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ def joint_step(
         weights: the published ones if absent.
         amp_dtype: autocast to this type; None computes in the parameters' own.
     """
-    with _autocast(batch.images, amp_dtype):
+    with autocast(batch.images, amp_dtype):
         output = model(batch.images)
         written = model.memory.write(output.query, batch.labels) if model.memory else None
         losses = losses_of(model, output, batch.labels, weights or LossWeights(), written)
@@ -137,9 +137,9 @@ def mldg_step(
     """
     weights = weights or LossWeights()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    parameters = list(named.values())
+    parameters: list[Tensor] = list(named.values())
 
-    with _autocast(meta_train.images, amp_dtype):
+    with autocast(meta_train.images, amp_dtype):
         output = model(meta_train.images)
         written = model.memory.write(output.query, meta_train.labels) if model.memory else None
         inner = losses_of(model, output, meta_train.labels, weights, written)
@@ -151,7 +151,7 @@ def mldg_step(
     with (
         parameters_as(model, dict(zip(named, stepped, strict=True))),
         frozen_statistics(model),
-        _autocast(meta_test.images, amp_dtype),
+        autocast(meta_test.images, amp_dtype),
     ):
         memory = None
         if model.memory:
@@ -180,7 +180,7 @@ def split_domains(count: int, generator: torch.Generator) -> tuple[list[int], li
 
 
 def gather_domains(images: Tensor, labels: Tensor, domains: Sequence[int]) -> Batch:
-    """The images [B,D,3,H,W] and labels [B,D,H,W] of some domains as one batch, domain by domain."""
+    """Some domains of images [B,D,3,H,W] and labels [B,D,H,W] as one batch, domain by domain."""
     index = list(domains)
     return Batch(
         images[:, index].transpose(0, 1).flatten(0, 1),
@@ -195,11 +195,11 @@ def parameters_as(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterato
     before = [module._parameters[leaf] for module, leaf in own]
     try:
         for (module, leaf), tensor in zip(own, parameters.values(), strict=True):
-            module._parameters[leaf] = tensor  # type: ignore[assignment]
+            module._parameters[leaf] = cast(nn.Parameter, tensor)
         yield
     finally:
-        for (module, leaf), tensor in zip(own, before, strict=True):
-            module._parameters[leaf] = tensor
+        for (module, leaf), parameter in zip(own, before, strict=True):
+            module._parameters[leaf] = parameter
 
 
 @contextlib.contextmanager
@@ -231,12 +231,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to ``dtype`` on the device of the images; None leaves every type as it is."""
+    return torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None)
+
+
 @torch.no_grad()
 def _rewrite(model: Segmenter, batch: Batch, amp_dtype: torch.dtype | None) -> None:
     """The memory of the next iteration: written from the old one with the stepped weights."""
     if model.memory is None:
         return
-    with evaluating(model), _autocast(batch.images, amp_dtype):
+    with evaluating(model), autocast(batch.images, amp_dtype):
         query = model.encode(batch.images).query
         model.memory.store(model.memory.write(query, batch.labels).memory)
 
@@ -246,7 +251,7 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _step(parameters: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> Sequence[Tensor]:
+def _step(parameters: list[Tensor], grads: list[Tensor], lr: float) -> tuple[Tensor, ...]:
     return torch._foreach_add(parameters, grads, alpha=-lr)
 
 
@@ -256,10 +261,6 @@ def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(labels[:, None], size=tuple(size), mode="nearest")[:, 0]
     small = F.interpolate(labels[:, None].double(), size=tuple(size), mode="nearest")
     return small[:, 0].to(labels.dtype)
-
-
-def _autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

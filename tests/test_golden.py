@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import pinmem
-from pinmem.meta import LossWeights, Losses, gather_domains, joint_step, mldg_step
+from pinmem.meta import Losses, LossWeights, gather_domains, joint_step, mldg_step
 from pinmem.models import Segmenter
 from pinmem.models.official import official_name
 

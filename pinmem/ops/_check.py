@@ -13,7 +13,9 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int64)
 
 
-def check_map(name: str, tensor: Tensor, channels: int | None = None, like: Tensor | None = None):
+def check_map(
+    name: str, tensor: Tensor, channels: int | None = None, like: Tensor | None = None
+) -> None:
     """A floating-point map [B,C,h,w]; with ``like``, of its batch, size, device and dtype."""
     if tensor.ndim != 4:
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, expected [B,C,h,w]")

@@ -1,0 +1,232 @@
+"""The options of a training run: one dataclass, a YAML file and the command line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+Mode = Literal["joint", "mldg", "memory-joint", "memory-mldg"]
+Options = TypeVar("Options")
+
+
+@dataclass
+class TrainConfig:
+    """Everything a run depends on. The defaults are the paper's, but for data and size.
+
+    Args:
+        sources: training domains, each ``name=folder``, e.g. ``gtav=data/gtav``; two or more to
+            meta-learn. Name one twice to train on two views of it.
+        unseen: domains that are only validated on, each ``name=folder``.
+        out: folder of the run: checkpoints, log, pictures, resolved configuration.
+        mode: joint (plain baseline), mldg, memory-joint, or memory-mldg (the paper).
+        model: name of the network, see pinmem.models.MODEL_NAMES.
+        weights: starting weights of the backbone, ``imagenet`` or none.
+        num_classes: number of classes and memory slots.
+        output_stride: of the backbone; the network's published one if absent.
+        iterations: training steps.
+        batch_size: images of every domain in a step.
+        crop_size: height and width of a training crop, one number for both.
+        scale: bounds of the random scale.
+        lr: rate of the optimiser.
+        momentum: of the optimiser.
+        weight_decay: of the optimiser.
+        schedule: ``exp``: lr*exp(-9*it/120000), the published one; ``poly``:
+            lr*(1-it/iterations)^0.9; ``constant``.
+        inner_lr: rate of the inner step.
+        inner_lr_anneal: after every iteration the inner rate is a quarter of the outer one.
+        aux_weight: weight of the auxiliary head's loss.
+        reading_weight: weight of the reading (cohesion) loss.
+        divergence_weight: weight of the divergence loss.
+        classification_weight: weight of the memory's classification loss.
+        memory_momentum: how much of the old memory a write keeps.
+        memory_temperature: of the reading loss.
+        gumbel: Gumbel noise on the attention while training.
+        memory_init_draws: draws in each of the two passes that initialise the memory.
+        hard_augmentation: which domains get the stronger colour jitter.
+        compat: reproduce two habits of the published code: noise at evaluation, and the stronger
+            jitter always on the first domain.
+        amp: autocast to this type.
+        validate_every: iterations between validations; 0: at start and end only.
+        validate_images: images of each validation set, evenly spread; 0: all.
+        validate_size: height images are validated at; absent: their own.
+        checkpoint_every: iterations between checkpoints.
+        log_every: iterations between log lines.
+        resume: go on from the last checkpoint in ``out`` if there is one.
+        workers: processes that load data.
+        threads: CPU threads; 0: as torch has it.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        seed: of everything random.
+    """
+
+    sources: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    out: str = "runs/default"
+    mode: Mode = "memory-mldg"
+    model: str = "deeplabv3plus_r50"
+    weights: Literal["imagenet"] | None = None
+    num_classes: int = 19
+    output_stride: int | None = None
+    iterations: int = 30_463
+    batch_size: int = 4
+    crop_size: int | tuple[int, int] = 768
+    scale: tuple[float, float] = (0.5, 2.0)
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["exp", "poly", "constant"] = "exp"
+    inner_lr: float = 0.001
+    inner_lr_anneal: bool = True
+    aux_weight: float = 0.4
+    reading_weight: float = 0.02
+    divergence_weight: float = 0.4
+    classification_weight: float = 0.2
+    memory_momentum: float = 0.8
+    memory_temperature: float = 1.0
+    gumbel: bool = True
+    memory_init_draws: int = 2975
+    hard_augmentation: Literal["meta-test", "none"] = "meta-test"
+    compat: bool = False
+    amp: Literal["none", "bfloat16"] = "none"
+    validate_every: int = 2000
+    validate_images: int = 0
+    validate_size: int | None = None
+    checkpoint_every: int = 500
+    log_every: int = 50
+    resume: bool = False
+    workers: int = 2
+    threads: int = 0
+    device: str = "auto"
+    seed: int = 0
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the mode uses a class memory."""
+        return self.mode.startswith("memory")
+
+    @property
+    def meta(self) -> bool:
+        """Whether the mode splits the domains into meta-train and meta-test."""
+        return self.mode.endswith("mldg")
+
+    def validate(self) -> None:
+        """Check what types cannot say.
+
+        Raises:
+            ValueError: naming the option, what came and what was expected.
+        """
+        if not self.sources:
+            raise ValueError("sources: got none, expected at least one name=folder")
+        if self.meta and len(self.sources) < 2:
+            raise ValueError(
+                f"sources: got one domain, expected at least two for mode {self.mode} "
+                "(name a domain twice to train on two views of it)"
+            )
+        smallest = self.batch_size * (1 if self.meta else len(self.sources))
+        if smallest < 2:
+            raise ValueError(
+                "batch_size: got 1, expected at least 2: batch normalisation needs two images"
+            )
+        for option in ("iterations", "batch_size", "num_classes", "checkpoint_every", "log_every"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option}: got {getattr(self, option)}, expected at least 1")
+        for option in ("validate_every", "validate_images", "workers", "threads", "seed"):
+            if getattr(self, option) < 0:
+                raise ValueError(f"{option}: got {getattr(self, option)}, expected 0 or more")
+        if self.has_memory and self.memory_init_draws < 1:
+            raise ValueError(
+                f"memory_init_draws: got {self.memory_init_draws}, expected at least 1"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the resolved options as YAML that ``--config`` reads back."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def named_folder(option: str, text: str) -> tuple[str, str]:
+    """Split ``name=folder``.
+
+    Raises:
+        ValueError: the text has no such form.
+    """
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise ValueError(f"{option}: got {text!r}, expected name=folder")
+    return name, folder
+
+
+def parse(
+    options: type[Options], arguments: Sequence[str] | None = None, program: str | None = None
+) -> Options:
+    """Read options from ``--config file.yaml`` and ``--option value``, the later one winning.
+
+    A misspelt option or key, or a value of the wrong type, ends the program with one line.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(prog=program, description=(options.__doc__ or "").splitlines()[0])
+    parser.known = [f.name for f in fields(options)]  # type: ignore[arg-type]
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
+    parser.add_class_arguments(options, as_group=False)
+    parser.check_spelling(arguments)
+    parsed = parser.parse_args(arguments)
+    parsed.pop("config", None)
+    return options(**parsed.as_dict())
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse with one-line errors that name the nearest right option."""
+
+    known: list[str]
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+        line = " ".join(str(message).split())
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def check_spelling(self, arguments: Sequence[str]) -> None:
+        """Find options and configuration keys that do not exist, and configurations that do not."""
+        for i, argument in enumerate(arguments):
+            if not argument.startswith("--"):
+                continue
+            name, _, value = argument[2:].partition("=")
+            if name == "config":
+                path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+                self._check_file(path)
+            elif name.rstrip("+") not in (*self.known, "help", "print_config"):
+                self.error(f"option --{name}: {self._nearest(name)}")
+
+    def _check_file(self, path: str) -> None:
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            self.error(f"config {path}: {error.strerror}")
+        except yaml.YAMLError as error:
+            self.error(f"config {path}: not YAML: {error}")
+        if not isinstance(content, dict):
+            self.error(f"config {path}: got {type(content).__name__}, expected options: values")
+        for key in content:
+            if key not in self.known:
+                self.error(f"config {path}: key {key!r}: {self._nearest(str(key))}")
+
+    def _nearest(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
+        return f"no such option; did you mean {close[0]!r}?" if close else "no such option"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a program's ``main``; an expected error becomes one line and exit status 2."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,170 @@
+"""Measure a trained network: ``python -m pinmem.evaluate --checkpoint FILE --dataset name=folder``.
+
+One confusion matrix over the whole set, from logits that are never upsampled in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from pinmem import checkpoint, ops
+from pinmem.config import named_folder, parse, run
+from pinmem.data import CLASS_NAMES, SegmentationDataset, build_dataset, eval_transform
+from pinmem.meta import autocast, evaluating
+from pinmem.models import Segmenter, build_model
+
+
+class Score(NamedTuple):
+    """Per-class intersection over union [K] (NaN where a class is absent) and their mean."""
+
+    iou: Tensor
+    miou: float
+
+
+def score(confusion: Tensor) -> Score:
+    """IoU from a confusion matrix [K,K]; classes in neither truth nor prediction do not count."""
+    confusion = confusion.double()
+    hits = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    iou = torch.where(union > 0, hits / union.clamp_min(1), torch.nan)
+    return Score(iou, float(iou.nanmean().nan_to_num()))
+
+
+@torch.no_grad()
+def confusion_of(
+    model: Segmenter,
+    dataset: Dataset[tuple[Tensor, Tensor]],
+    *,
+    workers: int = 0,
+    amp_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The confusion matrix [K,K] of a network over a dataset: whole images, one scale.
+
+    Args:
+        model: on any device; its mode is kept.
+        dataset: pairs of an image [3,H,W], normalised, and labels [H,W].
+        workers: processes that load data.
+        amp_dtype: autocast to this type.
+    """
+    device = next(model.parameters()).device
+    loader = DataLoader(
+        dataset, num_workers=workers, generator=torch.Generator(), pin_memory=device.type == "cuda"
+    )
+    total = torch.zeros((model.num_classes,) * 2, dtype=torch.int64, device=device)
+    with evaluating(model):
+        for images, labels in loader:
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            with autocast(images, amp_dtype):
+                logits = model(images).logits
+            total += ops.upsampled_confusion(logits, labels.to(device, non_blocking=True))
+    return total
+
+
+def open_dataset(
+    option: str, text: str, split: str, size: int | None = None, count: int = 0
+) -> Dataset[tuple[Tensor, Tensor]]:
+    """The dataset ``name=folder`` for evaluation, at most ``count`` images spread evenly."""
+    name, folder = named_folder(option, text)
+    dataset: SegmentationDataset = build_dataset(name, folder, split, eval_transform(), size=size)
+    if not 0 < count < len(dataset):
+        return dataset
+    return Subset(dataset, [i * len(dataset) // count for i in range(count)])
+
+
+def table(result: Score) -> str:
+    """Per-class IoU in percent, and the mean, as lines of text."""
+    names = CLASS_NAMES if len(result.iou) == len(CLASS_NAMES) else range(len(result.iou))
+    rows = [
+        f"{name!s:>14} {100 * value:6.2f}" for name, value in zip(names, result.iou, strict=True)
+    ]
+    return "\n".join([*rows, f"{'mIoU':>14} {100 * result.miou:6.2f}"])
+
+
+def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Segmenter:
+    """The network of a checkpoint of ``pinmem.train``, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint, or does not fit the network it names.
+    """
+    path = Path(path)
+    content = checkpoint.load(path, device)
+    config = content["config"]
+    model = build_model(
+        config["model"],
+        num_classes=config["num_classes"],
+        memory=config["mode"].startswith("memory"),
+        output_stride=config["output_stride"],
+        momentum=config["memory_momentum"],
+        temperature=config["memory_temperature"],
+    )
+    checkpoint.load_model(path, content, model)
+    return model.to(device).to(memory_format=torch.channels_last).eval()
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure a trained network on one dataset.
+
+    Args:
+        checkpoint: written by ``python -m pinmem.train``.
+        dataset: ``name=folder``.
+        split: of the dataset.
+        size: height the images are read at; absent: their own.
+        images: at most so many, evenly spread; 0: all.
+        compat: Gumbel noise while reading, as in the published evaluation.
+        amp: autocast to this type.
+        workers: processes that load data.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+    """
+
+    checkpoint: str
+    dataset: str
+    split: str = "val"
+    size: int | None = None
+    images: int = 0
+    compat: bool = False
+    amp: Literal["none", "bfloat16"] = "none"
+    workers: int = 2
+    device: str = "auto"
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {name!r}, but no CUDA device is available")
+    return device
+
+
+def main() -> None:
+    """Run the program."""
+    config = parse(EvaluateConfig, program="python -m pinmem.evaluate")
+    model = load_trained(config.checkpoint, pick_device(config.device))
+    dataset = open_dataset("dataset", config.dataset, config.split, config.size, config.images)
+    amp_dtype = None if config.amp == "none" else torch.bfloat16
+    if config.compat and model.memory is not None:
+        model.memory.gumbel = "always"
+    confusion = confusion_of(model, dataset, workers=config.workers, amp_dtype=amp_dtype)
+    print(table(score(confusion)))
+    size = f"height {config.size}" if config.size else "own size"
+    print(f"protocol: whole images at {size}, one scale, {len(dataset)} images")  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""Print versions, devices, and what serves each op here and why: ``python -m pinmem.info``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import pinmem
+from pinmem import backends, ops
+
+
+def versions() -> dict[str, str]:
+    """Name and version of everything that matters to a bug report."""
+    found = {"pinmem": pinmem.__version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "triton", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["CUDA of torch"] = torch.version.cuda or "none"
+    found["apex"] = _apex()
+    return found
+
+
+def _apex() -> str:
+    """NVIDIA's apex has ``apex.optimizers``; the package of that name on PyPI does not."""
+    spec = find_spec("apex")
+    if spec is None:
+        return "not installed (optional)"
+    roots = list(spec.submodule_search_locations or [])
+    if any((Path(root) / "optimizers").is_dir() for root in roots):
+        return "NVIDIA's"
+    return "installed, but not NVIDIA's (another package of that name): not used"
+
+
+def devices() -> list[str]:
+    """The CPU, and every GPU."""
+    found = [
+        f"cpu: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        found.append(f"cuda:{index}: {properties.name}, {memory:.0f} GiB")
+    return found
+
+
+def serving() -> list[str]:
+    """For every op, what ``auto`` takes on each device, and why the others do not serve."""
+    lines = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        lines.append(f"{device} tensors, float32:")
+        refused: dict[str, list[str]] = {}
+        for op in ops.__all__:
+            chosen, *others = backends.candidates(op, device, torch.float32)
+            fallback = f" (then {', '.join(others)})" if others else ""
+            lines.append(f"  {op:<26}{chosen}{fallback}")
+            for name in backends.KERNEL_BACKENDS:
+                reason = backends.unsupported(name, op, device, torch.float32)
+                if reason:
+                    refused.setdefault(f"not {name}: {reason}", []).append(op)
+        for reason, without in refused.items():
+            which = "" if len(without) == len(ops.__all__) else f" ({', '.join(without)})"
+            lines.append(f"  {reason}{which}")
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            served = {op: backends.candidates(op, device, dtype)[0] for op in ops.__all__}
+            names = ", ".join(sorted(set(served.values())))
+            lines.append(f"  {str(dtype).removeprefix('torch.')} tensors: {names}")
+    return lines
+
+
+def main() -> None:
+    """Run the program."""
+    for name, found in versions().items():
+        print(f"{name:<16}{found}")
+    print("\n".join(devices()))
+    print(f"backend: {backends.get_backend()}")
+    print("\n".join(serving()))
+
+
+if __name__ == "__main__":
+    main()

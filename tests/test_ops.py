@@ -1,0 +1,254 @@
+"""The contract of an op, for every op, backend, dtype, memory format and shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import pinmem
+from pinmem import backends, ops
+
+from .op_cases import BASE, DTYPES, FORMATS, SIZES, SMALL, WIDTHS, Shape, build, everything, judge
+
+GPU_BACKENDS = ("triton", "cuda", "reference")
+SMOOTH = [op for op in ops.__all__ if op != "upsampled_confusion"]
+TINY = Shape(1, 2, 3, 5, 7, classes=3, channels=4)
+
+
+def targets() -> list:
+    """Backend and device pairs: what runs here, and what needs a GPU."""
+    interpreted = not torch.cuda.is_available()
+    return [
+        pytest.param("cpu", "cpu", id="cpu"),
+        *([pytest.param("triton", "cpu", id="triton-interpreter")] if interpreted else []),
+        *(pytest.param(b, "cuda", id=f"{b}-gpu", marks=pytest.mark.gpu) for b in GPU_BACKENDS[:2]),
+    ]
+
+
+def shapes_for(backend: str, device: str) -> list[Shape]:
+    return SMALL if (backend, device) == ("triton", "cpu") else [*SIZES, *WIDTHS]
+
+
+def value_cases() -> list:
+    return [
+        pytest.param(*target.values, shape, id=f"{target.id}-{shape}", marks=target.marks)
+        for target in targets()
+        for shape in shapes_for(*target.values)
+    ]
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("backend, device, shape", value_cases())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_values(op, backend, device, shape, dtype, layout) -> None:
+    """Outputs, first and second order, against float64."""
+    if op == "memory_update" and layout == "nhwc":
+        layout = "nchw"  # it has no maps; the same test twice is cheap
+    judge(op, shape, dtype, layout, backend, device)
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", SMOOTH)
+def test_gradcheck(op: str, backend: str, device: str) -> None:
+    """Both orders against finite differences, in float64."""
+    case = build(op, TINY).to(torch.float64, device, torch.contiguous_format)
+    with pinmem.backend(backend):
+        leaves = case.leaves()
+
+        def smooth_outputs(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(output for output in case(*inputs) if output.requires_grad)
+
+        fast = backend == "triton"
+        assert gradcheck(smooth_outputs, leaves, fast_mode=fast)
+        assert gradgradcheck(smooth_outputs, leaves, fast_mode=fast)
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", SMOOTH)
+def test_maml(op: str, backend: str, device: str) -> None:
+    """A meta-gradient through an inner step: the reference's, and far from the first-order one."""
+    case = build(op, TINY).to(torch.float64, device, torch.contiguous_format)
+
+    def meta_gradient(second_order: bool) -> torch.Tensor:
+        leaves = case.leaves()
+        inner = _bent(case(*leaves))
+        steps = torch.autograd.grad(inner, leaves, create_graph=second_order)
+        outer = _bent(case(*(leaf - 0.5 * step for leaf, step in zip(leaves, steps, strict=True))))
+        grads = torch.autograd.grad(outer, leaves)
+        return torch.cat([grad.flatten() for grad in grads])
+
+    with pinmem.backend("reference"):
+        expected = meta_gradient(second_order=True)
+    with pinmem.backend(backend):
+        got, first_order = meta_gradient(second_order=True), meta_gradient(second_order=False)
+    scale = expected.norm()
+    assert (got - expected).norm() <= 1e-9 * scale
+    assert (first_order - expected).norm() > 1e-2 * scale
+
+
+def _bent(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """A scalar that no output enters linearly."""
+    return sum((output.square() + output.sin()).sum() for output in outputs)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", SMOOTH)
+def test_third_order_raises(op: str, backend: str, device: str) -> None:
+    case = build(op, TINY).to(torch.float64, device, torch.contiguous_format)
+    with pinmem.backend(backend):
+        leaf, *rest = case.leaves()
+        loss = _bent(case(leaf, *rest))
+        for _ in range(2):
+            (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            loss = grad.square().sum()
+        with pytest.raises(NotImplementedError, match=f"{op}: third derivatives"):
+            torch.autograd.grad(loss, leaf)
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_opcheck(op: str, backend: str, device: str) -> None:
+    """Schema, autograd registration and, outside Triton's interpreter, fake kernels."""
+    checks = ["test_schema", "test_autograd_registration"]
+    if (backend, device) != ("triton", "cpu"):
+        checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
+    for layout in FORMATS.values():
+        case = build(op, TINY).to(torch.float32, device, layout)
+        library = getattr(torch.ops, f"pinmem_{backend}")
+        for name, arguments in recorded(case, backend, op):
+            packet = getattr(library, name)
+            torch.library.opcheck(packet.default, arguments, test_utils=checks)
+
+
+def recorded(case, backend: str, op: str) -> list[tuple[str, tuple]]:
+    """The calls of every pass of an op, as the autograd chain makes them."""
+    calls: list[tuple[str, tuple]] = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            namespace, name = function._schema.name.split("::")
+            if namespace == f"pinmem_{backend}" and name.startswith(op):
+                fresh = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+                calls.append((name, tuple(fresh)))
+            return function(*args, **(kwargs or {}))
+
+    with pinmem.backend(backend), Recorder():
+        everything(case)
+    assert calls[0][0] == op
+    assert len(calls) == (1 if op == "upsampled_confusion" else 3)
+    return calls
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_same_bits_every_time(op: str, backend: str, device: str) -> None:
+    """From run to run, and with one thread or two."""
+    shape = SMALL[0] if (backend, device) == ("triton", "cpu") else Shape(3, 33, 31, 131, 122)
+    case = build(op, shape).to(torch.float32, device, torch.contiguous_format)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        with pinmem.backend(backend):
+            for count in (1, 2, 2):
+                torch.set_num_threads(count)
+                runs.append(everything(case))
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        for name, value in runs[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_inputs_are_not_written(op: str, backend: str, device: str) -> None:
+    case = build(op, TINY).to(torch.float32, device, torch.channels_last)
+    before = [tensor.clone() for tensor in case.inputs]
+    constants = {n: v.clone() for n, v in case.constants.items() if isinstance(v, torch.Tensor)}
+    with pinmem.backend(backend):
+        everything(case)
+    assert all(torch.equal(a, b) for a, b in zip(before, case.inputs, strict=True))
+    assert all(torch.equal(value, case.constants[name]) for name, value in constants.items())
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_any_strides(op: str, backend: str, device: str) -> None:
+    """Inputs that are dense in neither memory format give what their dense copies give."""
+    case = build(op, TINY).to(torch.float64, device, torch.contiguous_format)
+    expected = everything(case)
+
+    def spread(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tensor, tensor], dim=-1).flatten(-2)[..., ::2]
+
+    case.inputs = [spread(tensor) for tensor in case.inputs]
+    case.constants = {
+        n: spread(v) if isinstance(v, torch.Tensor) else v for n, v in case.constants.items()
+    }
+    assert not case.inputs[0].is_contiguous()
+    with pinmem.backend(backend):
+        for name, value in everything(case).items():
+            torch.testing.assert_close(value, expected[name], check_stride=False)
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ["memory_read", "memory_read_project", "upsampled_cross_entropy"])
+def test_float32_parameters_with_bfloat16_maps(op: str, backend: str, device: str) -> None:
+    """As under autocast; the parameters' gradients stay float32."""
+    shape = SMALL[0] if (backend, device) == ("triton", "cpu") else BASE
+    case = build(op, shape).to(torch.float32, device, torch.contiguous_format)
+    case.inputs[0] = case.inputs[0].bfloat16()
+    if case.constants.get("gumbel") is not None:
+        case.constants["gumbel"] = case.constants["gumbel"].bfloat16()
+    exact_case = case.to(torch.float64, "cpu", torch.contiguous_format)
+    with pinmem.backend("reference"):
+        exact = everything(exact_case)
+    with pinmem.backend(backend):
+        ours = everything(case)
+    for i, tensor in enumerate(case.inputs):
+        assert ours[f"gradient {i}"].dtype == tensor.dtype
+    for name, expected in exact.items():
+        error = (ours[name].detach().cpu().double() - expected).norm() / expected.norm()
+        assert error < 0.02, f"{name}: {error:.3g}"
+
+
+@pytest.mark.parametrize("backend, device", targets()[:1])
+@pytest.mark.parametrize("op", SMOOTH)
+def test_compile(op: str, backend: str, device: str) -> None:
+    """torch.compile takes forward and backward whole, and gives the same numbers."""
+    case = build(op, TINY).to(torch.float32, device, torch.contiguous_format)
+    with pinmem.backend(backend):
+        compiled = torch.compile(lambda *inputs: _bent(case(*inputs)), fullgraph=True)
+        for function in (compiled, lambda *inputs: _bent(case(*inputs))):
+            leaves = case.leaves()
+            loss = function(*leaves)
+            grads = torch.autograd.grad(loss, leaves)
+            if function is compiled:
+                first = (loss, *grads)
+        for one, other in zip(first, (loss, *grads), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_backends_are_chosen_and_refused() -> None:
+    assert pinmem.get_backend() == "auto"
+    with pytest.raises(ValueError, match="backend: got 'cudnn'"):
+        pinmem.set_backend("cudnn")
+    with pinmem.backend("cpu"):
+        assert pinmem.get_backend() == "cpu"
+        half = torch.zeros(1, 2, 1, 1, dtype=torch.float16)
+        with pytest.raises(pinmem.BackendError, match="memory_read: backend 'cpu' cannot serve"):
+            ops.memory_read(half, torch.zeros(1, 2))
+    assert pinmem.get_backend() == "auto"
+    # auto serves what the library does not take.
+    assert ops.memory_read(half, torch.zeros(1, 2))[0].shape == (1, 4, 1, 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(pinmem.BackendError, match="no CUDA device"):
+            pinmem.set_backend("cuda")
+
+
+def test_auto_takes_the_library_on_a_cpu() -> None:
+    for op in ops.__all__:
+        assert backends.candidates(op, "cpu", torch.float32)[0] == "cpu"
+        assert backends.candidates(op, "cpu", torch.float16) == ("reference",)
