@@ -1,16 +1,38 @@
 """Every op in plain PyTorch, a few lines each: the oracle of the tests, and the fallback.
 
-Differentiable to any order by autograd. Shapes, dtypes and errors are documented in
-:mod:`pinmem.ops`, whose functions check their arguments before they come here.
+Differentiable to any order by autograd, in the types of their arguments whether or not autocast is
+on. :mod:`pinmem.ops` documents shapes, dtypes and errors; its functions check their arguments
+before they come here.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
+
+def _own_types(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Without autocast, which would form the sums in half precision."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_own_types
 def memory_read(
     query: Tensor, memory: Tensor, *, gumbel: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -23,6 +45,7 @@ def memory_read(
     return torch.cat([q, context], dim=1), scores
 
 
+@_own_types
 def memory_read_project(
     query: Tensor, memory: Tensor, weight: Tensor, *, gumbel: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -31,6 +54,7 @@ def memory_read_project(
     return F.conv2d(readout, weight.to(query.dtype)[:, :, None, None]), scores
 
 
+@_own_types
 def upsampled_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -50,6 +74,7 @@ def upsampled_cross_entropy(
     return total / torch.where(mass > 0, mass, torch.ones_like(mass))
 
 
+@_own_types
 def class_sums(
     features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255
 ) -> tuple[Tensor, Tensor]:
@@ -66,6 +91,7 @@ def class_sums(
     return torch.einsum("bkhw,bchw->kc", soft, q), soft.sum(dim=(0, 2, 3))
 
 
+@_own_types
 def memory_update(
     memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, *, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +108,7 @@ def memory_update(
     return new_memory, divergence, F.cross_entropy(F.linear(new_memory, weight, bias), classes)
 
 
+@_own_types
 def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
     """:func:`pinmem.ops.upsampled_confusion` in plain PyTorch."""
     num_classes = logits.shape[1]

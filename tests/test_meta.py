@@ -1,0 +1,116 @@
+"""The pieces of a meta-iteration; the whole is compared with the published numbers elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pinmem
+from pinmem.meta import (
+    Batch,
+    evaluating,
+    frozen_statistics,
+    gather_domains,
+    joint_step,
+    mldg_step,
+    parameters_as,
+    split_domains,
+)
+
+
+def batch(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 19, (2, 48, 64), generator=generator, dtype=torch.uint8)
+    return Batch(torch.randn(2, 3, 48, 64, generator=generator), labels)
+
+
+def small(memory: bool = True) -> torch.nn.Module:
+    return pinmem.build_model("deeplabv3plus_r18", memory=memory).train()
+
+
+def test_parameters_as_swaps_and_restores_even_on_errors() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    before = dict(model.named_parameters())
+    other = {name: torch.zeros_like(p, requires_grad=True) for name, p in before.items()}
+    with pytest.raises(RuntimeError, match="stop"), parameters_as(model, other):
+        assert model(torch.ones(1, 2)).item() == 0
+        assert model[0].weight is other["0.weight"]
+        raise RuntimeError("stop")
+    assert all(model.get_parameter(name) is p for name, p in before.items())
+
+
+def test_frozen_statistics_normalise_but_do_not_move() -> None:
+    norm = torch.nn.BatchNorm2d(3).train()
+    x = torch.randn(4, 3, 5, 5) * 3 + 1
+    with frozen_statistics(norm):
+        inside = norm(x)
+    assert norm.num_batches_tracked == 0 and norm.running_mean.abs().sum() == 0
+    torch.testing.assert_close(inside, norm(x))
+    assert norm.num_batches_tracked == 1
+
+
+def test_evaluating_gives_every_module_its_own_mode_back() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+    model[0].eval()
+    with evaluating(model):
+        assert not model[1].training
+    assert model[1].training and not model[0].training
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_split_has_both_sides(count: int) -> None:
+    splits = [split_domains(count, torch.Generator().manual_seed(s)) for s in range(50)]
+    for train, test in splits:
+        assert train and test and sorted(train + test) == list(range(count))
+    assert len({tuple(train) for train, _ in splits}) > 1
+    with pytest.raises(ValueError, match="domains: got 1"):
+        split_domains(1, torch.Generator())
+
+
+def test_gather_domains_is_domain_by_domain() -> None:
+    images = torch.arange(6.0).view(2, 3, 1, 1, 1)
+    labels = torch.arange(6).view(2, 3, 1, 1)
+    gathered = gather_domains(images, labels, [2, 0])
+    assert gathered.images.flatten().tolist() == [2, 5, 0, 3]
+    assert gathered.labels.flatten().tolist() == [2, 5, 0, 3]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_step_moves_weights_and_memory_and_leaves_no_gradient(memory: bool) -> None:
+    model = small(memory)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    inner, outer = mldg_step(model, optimizer, batch(0), batch(1), inner_lr=0.01)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    for losses in (inner, outer):
+        assert all(torch.isfinite(loss) and not loss.requires_grad for loss in losses)
+    assert (inner.divergence > 0) == memory and outer.divergence == 0
+    after = model.state_dict()
+    assert int(after["backbone.bn1.num_batches_tracked"]) == 1
+    same = [name for name in before if torch.equal(before[name], after[name])]
+    assert not same, same
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    losses = []
+    for dtype in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        model = small()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout2d):
+                module.p = 0.0
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        pair = mldg_step(model, optimizer, batch(0), batch(1), 0.001, amp_dtype=dtype)
+        losses.append(torch.stack([pair[0].total, pair[1].total]))
+        assert model.memory.memory.dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0)
+
+
+def test_joint_step_without_memory_is_plain_training() -> None:
+    torch.manual_seed(0)
+    model = small(memory=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    first = joint_step(model, optimizer, batch())
+    for _ in range(5):
+        last = joint_step(model, optimizer, batch())
+    assert last.total < first.total and first.reading == 0
