@@ -33,8 +33,6 @@ GPU_ORDER = ("triton", "cuda")
 # Exceptions, each with the measurement behind it (docs/performance.md).
 GPU_ORDER_OF: dict[str, tuple[str, ...]] = {}
 
-_LIBRARIES = {"cpu": "_cpu.so", "cuda": "_cuda.so"}
-
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot serve; the message says why."""
@@ -92,14 +90,29 @@ def unavailable(name: str) -> str:
         return "no CUDA device"
     if name == "cuda" and torch.version.hip:
         return "this torch is built for ROCm"
-    path = Path(__file__).parent / _LIBRARIES[name]
+    path = _library(name)
     if not path.exists():
-        return f"{path.name} was not built (pip install -e . where there is a compiler builds it)"
+        return _left_out(path.name) or f"{path} is not there (pip install -e . builds it)"
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return f"{path.name} does not load: {' '.join(str(error).split())}"
     return ""
+
+
+def _library(name: str) -> Path:
+    """Where a backend's library lies; the environment may name another build of the CPU's."""
+    package = Path(__file__).parent
+    if name == "cpu":
+        return Path(os.environ.get("PINMEM_CPU_LIBRARY", package / "_cpu.so")).absolute()
+    return package / "_cuda.so"
+
+
+def _left_out(library: str) -> str:
+    """What the build said of a library that it left out."""
+    notes = Path(__file__).parent / "_build.txt"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return next((f"not built: {line}" for line in lines if line.startswith(library)), "")
 
 
 def _triton_unavailable() -> str:

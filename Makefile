@@ -1,0 +1,64 @@
+# make test works in a fresh clone; everything else is optional.
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes, and compilations at a time.
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+CPP := $(wildcard csrc/cpu/*.h csrc/cpu/*.cpp csrc/cpu/simd/*.h csrc/cpu/simd/*.cpp \
+	csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/*.h)
+
+# Each test process stays on one thread; tests of threading set their own number.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.PHONY: venv build test pytest lint format train sanitize packaging-check clean
+
+venv: $(VENV)/.installed
+
+# torch first: then building takes its headers from here, and no second copy is fetched for that.
+$(VENV)/.installed: pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q 'torch>=2.10' torchvision
+	MAX_JOBS=$(JOBS) $(PY) -m pip install -q -e '.[test,dev]'
+	@touch $@
+
+# Compiles what changed, and says what it leaves out.
+build: venv
+	MAX_JOBS=$(JOBS) $(PY) setup.py -q build_ext --inplace
+
+test: build pytest lint
+
+pytest: build
+	$(PYTEST) -n $(JOBS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+# Two source domains to learn from and one never seen, then a short run from nothing.
+train: build
+	$(PY) -m pinmem.data.streets --root data/streets
+	$(PY) -m pinmem.train --config configs/default.yaml
+
+# The C++ ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a library of their own.
+SANITIZED := build/sanitize/pinmem/_cpu.so
+ASAN := $(shell $${CXX:-c++} -print-file-name=libasan.so 2>/dev/null)
+sanitize: venv
+	PINMEM_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib build/sanitize
+	LD_PRELOAD=$(ASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+		PINMEM_CPU_LIBRARY=$(SANITIZED) $(PYTEST) tests/test_ops.py -k cpu
+
+# Installs in fresh environments in every way there is; takes minutes and fetches torch.
+packaging-check:
+	PYTHON=$(PYTHON) tests/packaging_check.sh
+
+clean:
+	rm -rf build dist *.egg-info pinmem/_cpu.so pinmem/_cuda.so pinmem/_build.txt

@@ -1,0 +1,71 @@
+"""The published sampler: every draw takes one image of every domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pinmem.data.dataset import SegmentationDataset
+from pinmem.data.random_state import seeded
+
+__all__ = ["DomainDataset"]
+
+
+class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
+    """``length`` draws of one image from every domain, their indices independent and uniform.
+
+    ``dataset[i]`` is ``(images, targets)``: [D, 3, h, w] of the type the transforms give (float32
+    after ``train_transform``) and uint8 [D, h, w]. It depends on ``(seed, i)`` alone: the worker,
+    their number and what was drawn before change nothing, so a run that resumes at draw ``i`` sees
+    what it would have seen. An epoch of the published code is 2975 draws, whatever the datasets.
+
+    To train on one domain as two (the paper's setting G), pass it twice, the second through
+    ``with_transform`` if its views are to differ.
+
+    Args:
+        datasets: one a domain, each with a transform that ends in one size for all.
+        length: how many draws there are.
+        seed: of the whole sequence, non-negative.
+
+    Raises:
+        ValueError: no dataset, an empty one, or a negative length or seed; at access, when the
+            domains' images differ in size.
+    """
+
+    def __init__(self, datasets: Sequence[SegmentationDataset], length: int, seed: int = 0) -> None:
+        if not datasets:
+            raise ValueError("datasets: expected at least one, got none")
+        for dataset in datasets:
+            if len(dataset) == 0:
+                raise ValueError(f"datasets: {dataset!r} is empty")
+        for name, value in (("length", length), ("seed", seed)):
+            if value < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {value}")
+        self.datasets = list(datasets)
+        self.seed = seed
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= draw < self._length:
+            raise IndexError(f"draw {draw} of {self._length}")
+        images, targets = [], []
+        for domain, dataset in enumerate(self.datasets):
+            with seeded(self.seed, draw, domain):
+                image, target = dataset[int(torch.randint(len(dataset), ()))]
+            # stack() keeps neither the Image nor the Mask type: say so once, here.
+            images.append(image.as_subclass(Tensor))
+            targets.append(target.as_subclass(Tensor))
+        sizes = {tuple(target.shape) for target in targets}
+        if len(sizes) > 1:
+            names = ", ".join(
+                f"{dataset.name} {list(target.shape)}"
+                for dataset, target in zip(self.datasets, targets, strict=True)
+            )
+            raise ValueError(f"domains give images of different sizes, expected one: {names}")
+        return torch.stack(images), torch.stack(targets)

@@ -1,0 +1,135 @@
+"""Bad input: a clear error that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pinmem
+from pinmem import ops
+
+BACKENDS = ("cpu", "reference")
+
+
+def call(op: str, **changes):
+    """An op on good arguments but for the changed ones."""
+    features = torch.randn(2, 4, 3, 5)
+    good = {
+        "memory_read": {"query": features, "memory": torch.randn(3, 4), "gumbel": None},
+        "memory_read_project": {
+            "query": features,
+            "memory": torch.randn(3, 4),
+            "weight": torch.randn(6, 8),
+        },
+        "upsampled_cross_entropy": {
+            "logits": features,
+            "target": torch.zeros(2, 7, 9, dtype=torch.uint8),
+        },
+        "class_sums": {
+            "features": features,
+            "labels": torch.zeros(2, 7, 9, dtype=torch.uint8),
+            "num_classes": 4,
+        },
+        "memory_update": {
+            "memory": torch.randn(3, 4),
+            "sums": torch.randn(3, 4),
+            "mass": torch.ones(3),
+            "weight": torch.randn(3, 4),
+            "bias": torch.zeros(3),
+            "momentum": 0.8,
+        },
+        "upsampled_confusion": {
+            "logits": features,
+            "target": torch.zeros(2, 7, 9, dtype=torch.uint8),
+        },
+    }[op]
+    return getattr(ops, op)(**(good | changes))
+
+
+BAD = [
+    ("memory_read", {"query": torch.zeros(4, 3, 5)}, r"query: got shape \[4, 3, 5\]"),
+    ("memory_read", {"query": torch.zeros(2, 4, 3, 5).long()}, r"query: got torch.int64"),
+    ("memory_read", {"query": torch.zeros(2, 4, 0, 5)}, r"query: got an empty map"),
+    ("memory_read", {"memory": torch.zeros(3, 5)}, r"memory: got shape \[3, 5\].*4\]"),
+    ("memory_read", {"memory": torch.zeros(0, 4)}, r"memory: got shape \[0, 4\]"),
+    ("memory_read", {"memory": torch.zeros(3, 4).double()}, r"memory: got torch.float64"),
+    ("memory_read", {"memory": torch.zeros(3, 4, device="meta")}, r"memory: got device meta"),
+    ("memory_read", {"gumbel": torch.zeros(2, 4, 3, 5)}, r"gumbel: got shape .*\[2, 3, 3, 5\]"),
+    ("memory_read", {"gumbel": torch.zeros(2, 3, 3, 5, requires_grad=True)}, r"gumbel: .*grad"),
+    ("memory_read_project", {"weight": torch.zeros(6, 4)}, r"weight: got shape .*\[6, 8\]"),
+    ("memory_read_project", {"weight": torch.zeros(8)}, r"weight: got shape \[8\]"),
+    ("upsampled_cross_entropy", {"target": torch.zeros(2, 7, 9)}, r"target: got torch.float32"),
+    ("upsampled_cross_entropy", {"target": torch.zeros(3, 7, 9).byte()}, r"target: got shape"),
+    ("upsampled_cross_entropy", {"temperature": 0.0}, r"temperature: got 0.0"),
+    ("upsampled_cross_entropy", {"class_weight": torch.ones(5)}, r"class_weight: got shape \[5\]"),
+    (
+        "upsampled_cross_entropy",
+        {"class_weight": torch.ones(4, requires_grad=True)},
+        r"class_weight: .*grad",
+    ),
+    ("class_sums", {"num_classes": 0}, r"num_classes: got 0"),
+    ("class_sums", {"labels": torch.zeros(2, 0, 9).byte()}, r"labels: got an empty map"),
+    ("memory_update", {"sums": torch.zeros(4, 3)}, r"sums: got shape \[4, 3\].*\[3, 4\]"),
+    ("memory_update", {"mass": torch.zeros(3).double()}, r"mass: got torch.float64"),
+    ("memory_update", {"bias": torch.zeros(3, device="meta")}, r"bias: got device meta"),
+    ("memory_update", {"momentum": 1.5}, r"momentum: got 1.5"),
+    ("upsampled_confusion", {"logits": torch.zeros(2, 4, 3)}, r"logits: got shape"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op, changes, message", BAD, ids=lambda v: v if isinstance(v, str) else "")
+def test_bad_arguments(op: str, changes: dict, message: str, backend: str) -> None:
+    with pinmem.backend(backend), pytest.raises(ValueError, match=message):
+        call(op, **changes)
+
+
+LABELLED = {
+    "upsampled_cross_entropy": "target",
+    "class_sums": "labels",
+    "upsampled_confusion": "target",
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("op, argument", LABELLED.items())
+def test_a_label_out_of_range_is_named(op, argument, dtype, backend) -> None:
+    labels = torch.zeros(2, 7, 9, dtype=dtype)
+    labels[1, 6, 8] = 4
+    with pinmem.backend(backend):
+        with pytest.raises(ValueError, match=f"{argument}: got label 4, expected 0 to 3 or ignore"):
+            call(op, **{argument: labels})
+        call(op, **{argument: labels}, ignore_index=4)
+        if dtype == torch.int64:
+            labels[1, 6, 8] = -100
+            with pytest.raises(ValueError, match=f"{argument}: got label -100"):
+                call(op, **{argument: labels})
+            call(op, **{argument: labels}, ignore_index=-100)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("op, argument", LABELLED.items())
+def test_on_a_gpu_a_label_out_of_range_counts_as_ignored(op, argument, backend, monkeypatch):
+    labels = torch.zeros(2, 7, 9, dtype=torch.uint8, device="cuda")
+    wrong, ignored = labels.clone(), labels.clone()
+    wrong[:, 2], ignored[:, 2] = 77, 255
+    first = "features" if op == "class_sums" else "logits"
+    features = torch.randn(2, 4, 3, 5, device="cuda")
+    with pinmem.backend(backend):
+        one = call(op, **{first: features, argument: wrong})
+        other = call(op, **{first: features, argument: ignored})
+        torch.testing.assert_close(one, other)
+        monkeypatch.setenv("PINMEM_CHECK", "1")
+        with pytest.raises(ValueError, match=f"{argument}: got label 77"):
+            call(op, **{first: features, argument: wrong})
+
+
+def test_every_label_fits_when_there_are_256_classes() -> None:
+    labels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    features = torch.randn(1, 3, 16, 16)
+    for backend in BACKENDS:
+        with pinmem.backend(backend):
+            _, mass = ops.class_sums(features, labels, 256, ignore_index=-1)
+        torch.testing.assert_close(mass, torch.ones(256))
