@@ -47,7 +47,7 @@ from pinmem import backends
 # A plain install cannot add to the folder pinmem of the repository, where that is found first.
 shadowed = "site-packages" not in find_spec("pinmem").origin and sys.argv[1] == "installed"
 assert shadowed or find_spec("pinmem.kernels") is not None
-wanted = "" if sys.argv[1] in ("built", "installed") else "was not built"
+wanted = "" if sys.argv[1] in ("built", "installed") else "no C++ compiler"
 reason = backends.unavailable("cpu")
 assert shadowed or (wanted in reason and bool(wanted) == bool(reason)), reason
 memory = torch.eye(3, 5, requires_grad=True)

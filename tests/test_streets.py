@@ -21,7 +21,7 @@ SIZE = (256, 128)
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     return {
-        domain: [render_street(domain, [seed], *SIZE) for seed in range(16)] for domain in STYLES
+        domain: [render_street(domain, [seed], *SIZE) for seed in range(20)] for domain in STYLES
     }
 
 
@@ -99,6 +99,12 @@ def test_seed_decides_everything():
     other = render_street("gtav", [3, 2], *SIZE)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[1], other[1])
+
+
+def test_no_two_scenes_share_a_seed():
+    names = [(d, split, i) for d in STYLES for split in ("train", "val") for i in range(3)]
+    seeds = {tuple(scene_seed(seed, *name)) for name in names for seed in (0, 1)}
+    assert len(seeds) == 2 * len(names)
 
 
 def test_same_street_at_another_size():

@@ -56,20 +56,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Progress:
-    """A line every two seconds, overwritten on a terminal."""
+    """A line every other second, overwritten, on a terminal; one every 15 seconds in a log."""
 
     def __init__(self) -> None:
         self._first = self._shown = 0.0
+        self._terminal = sys.stderr.isatty()
+        self._every = 2 if self._terminal else 15
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done == 1:  # the clock starts here: what came before was the workers' start
             self._first = self._shown = now
-        if done == 1 or (now - self._shown < 2 and done < total):
+        if done == 1 or (now - self._shown < self._every and done < total):
             return
         self._shown = now
         rate = (done - 1) / max(now - self._first, 1e-9)
-        end = "\r" if sys.stderr.isatty() and done < total else "\n"
+        end = "\r" if self._terminal and done < total else "\n"
         left = f"{(total - done) / rate:.0f} s left"
         print(f"{done}/{total} scenes, {rate:.1f} a second, {left}", end=end, file=sys.stderr)
 
