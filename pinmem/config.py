@@ -91,7 +91,7 @@ class TrainConfig:
     memory_temperature: float = 1.0
     gumbel: bool = True
     memory_init_draws: int = 2975
-    hard_augmentation: Literal["meta-test", "none"] = "meta-test"
+    hard_augmentation: Literal["meta-test", "all", "none"] = "meta-test"
     compat: bool = False
     amp: Literal["none", "bfloat16"] = "none"
     validate_every: int = 2000
@@ -123,6 +123,9 @@ class TrainConfig:
         """
         if not self.sources:
             raise ValueError("sources: got none, expected at least one name=folder")
+        for option in ("sources", "unseen"):
+            for text in getattr(self, option):
+                named_folder(option, text)
         if self.meta and len(self.sources) < 2:
             raise ValueError(
                 f"sources: got one domain, expected at least two for mode {self.mode} "

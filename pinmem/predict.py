@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 
 from pinmem.config import parse, run
 from pinmem.data import colorize, eval_transform
@@ -52,7 +52,8 @@ def denormalize(image: Tensor) -> Tensor:
 def write_png(path: Path, picture: Tensor) -> None:
     """Write uint8 [3,H,W] or [1,H,W] as a PNG, beside and renamed."""
     beside = path.with_name(f".{path.name}")
-    beside.write_bytes(encode_png(picture, compression_level=4).numpy().tobytes())
+    pixels = picture[0] if picture.shape[0] == 1 else picture.permute(1, 2, 0)
+    Image.fromarray(pixels.contiguous().numpy()).save(beside, format="PNG")
     beside.replace(path)
 
 

@@ -117,7 +117,7 @@ class Trainer:
         if config.meta:
             generator = torch.Generator().manual_seed(_number(config.seed, _SPLIT, self.iteration))
             train, test = split_domains(domains, generator)
-        hard = test if config.hard_augmentation == "meta-test" else []
+        hard = {"meta-test": test, "all": [*train, *test], "none": []}[config.hard_augmentation]
         images = self._augment(images, [0] if config.compat and config.meta else hard)
         labels = labels.to(self.device, non_blocking=True)
         rate = _rate(config, self.iteration)
