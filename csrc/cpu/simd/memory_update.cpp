@@ -1,0 +1,206 @@
+#include "simd/memory_update.h"
+
+#include "simd/update.h"
+
+namespace pinmem::PINMEM_ISA {
+
+namespace {
+
+/// A scalar, zero where it is absent.
+template <class T, class A = accumulator_t<T>>
+A scalar(const T* cotangent) {
+  return cotangent != nullptr ? to_acc<A>(*cotangent) : A{0};
+}
+
+/// Row k of a matrix [K,C], zeros where it is absent.
+template <class T, class A>
+void load_given(const Update<A>& state, const T* matrix, int64_t k, A* to) {
+  if (matrix != nullptr) {
+    load_row(matrix + k * state.channels, state.channels, state.stride, to);
+  } else {
+    fill(to, state.stride, A{0});
+  }
+}
+
+/// Stores a x + b y as row k of a result.
+template <class T, class A>
+void store_given(const Update<A>& state, A a, const A* x, A b, const A* y, int64_t k, A* between,
+                 T* to) {
+  combine(a, x, b, y, state.stride, between);
+  store_row(between, state.channels, to + k * state.channels);
+}
+
+/// A matrix [K,C] as it was given, zeros where it is absent.
+template <class T, class A>
+void load_all(const Update<A>& state, const T* matrix, A* to) {
+  for (int64_t k = 0; k < state.slots; ++k) {
+    load_given(state, matrix, k, to + k * state.stride);
+  }
+}
+
+/// Stores the sums over the rows of a square matrix that lies in `left`.
+template <class T, class A>
+void store_column_sums(const Update<A>& state, int64_t part, T* to) {
+  for (int64_t j = 0; j < state.slots; ++j) {
+    A sum{0};
+    for (int64_t k = 0; k < state.slots; ++k) sum += state.left_row(k, part)[j];
+    to[j] = from_acc<T>(sum);
+  }
+}
+
+template <class T, class A>
+void store_all(const Update<A>& state, const A* matrix, T* to) {
+  for (int64_t k = 0; k < state.slots; ++k) {
+    store_row(matrix + k * state.stride, state.channels, to + k * state.channels);
+  }
+}
+
+}  // namespace
+
+template <class T>
+int64_t memory_update_scratch(int64_t slots, int64_t channels) {
+  using A = accumulator_t<T>;
+  const int64_t stride = padded<A>(channels), wide = padded<A>(slots);
+  const int64_t state = 4 * slots * (stride + 1) + 2 * wide * (slots + channels) +
+                        3 * slots * slots + (slots + kPanelRows) * (channels + 3 * slots);
+  const int64_t rooms = 3 * slots * stride + 4 * stride + 2 * slots * wide;
+  return (state + rooms + 32 * 16) * static_cast<int64_t>(sizeof(A));
+}
+
+template <class T>
+void memory_update(const MemoryUpdate<T>& op, T* new_memory, T* divergence, T* classification,
+                   char* memory) {
+  using A = accumulator_t<T>;
+  Scratch scratch{memory};
+  const Update<A> state(scratch, op.slots, op.channels);
+  form(op, state);
+  store_all(state, state.normal, new_memory);
+  A overlap{0}, loss{0};
+  for (int64_t k = 0; k < op.slots; ++k) {
+    A row{0};
+    for (int64_t j = 0; j < op.slots; ++j) {
+      row += state.grows(k, j) ? state.similarities(k)[j] : A{0};
+    }
+    overlap += row;
+    const A own = state.logits(k)[k];
+    loss += softmax_row(state.logits(k), op.slots, state.wide) - own;
+  }
+  *divergence = from_acc<T>(overlap * state.per_pair());
+  *classification = from_acc<T>(loss / static_cast<A>(op.slots));
+}
+
+template <class T>
+void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
+                            const MemoryUpdateInputs<T>& to, char* memory) {
+  using A = accumulator_t<T>;
+  const int64_t slots = op.slots;
+  Scratch scratch{memory};
+  const Update<A> state(scratch, slots, op.channels);
+  const int64_t stride = state.stride;
+  A* dn = scratch.take<A>(slots * stride);
+  A* sums = scratch.take<A>(stride);
+  A* row = scratch.take<A>(stride);
+  form(op, state);
+
+  // L = (P - 1) / K is the slope in Z, X that in G: dN = gN + [L, X] [W; N], by way of [X, L].
+  const A pull = 2 * scalar(grad.divergence) * state.per_pair();
+  const A push = scalar(grad.classification) / static_cast<A>(slots);
+  for (int64_t k = 0; k < slots; ++k) {
+    softmax_row(state.logits(k), slots, state.wide);
+    for (int64_t j = 0; j < slots; ++j) {
+      state.left_row(k, 0)[j] = state.grows(k, j) ? pull : A{0};
+      state.left_row(k, 1)[j] = push * (state.logits(k)[j] - (j == k ? A{1} : A{0}));
+    }
+  }
+  load_all(state, grad.memory, dn);
+  state.multiply_rows(state.beside(2), state.normal, stride, dn, true);
+  A* dw = state.moving;
+  state.multiply_rows(state.turned(1), state.normal, stride, dw, false);
+  store_all(state, dw, to.weight);
+  store_column_sums(state, 1, to.bias);
+
+  for (int64_t k = 0; k < slots; ++k) {
+    A* du = dn + k * stride;
+    along_sphere(state, k, du, du);
+    store_given(state, state.keep[k], du, A{0}, du, k, row, to.memory);
+    store_given(state, state.share[k], du, A{0}, du, k, row, to.sums);
+    load_given(state, op.sums, k, sums);
+    const A mass = to_acc<A>(op.mass[k]);
+    to.mass[k] = from_acc<T>(mass > A{0} ? -state.share[k] / mass * dot(sums, du, stride) : A{0});
+  }
+}
+
+/// All that backward computes, moved along the directions.
+template <class T>
+void memory_update_double_backward(const MemoryUpdate<T>& op,
+                                   const MemoryUpdateCotangents<T>& grad,
+                                   const MemoryUpdateInputs<const T>& direction, T* gg_new_memory,
+                                   T* gg_divergence, T* gg_classification,
+                                   const MemoryUpdateInputs<T>& to, char* memory) {
+  using A = accumulator_t<T>;
+  const int64_t slots = op.slots;
+  Scratch scratch{memory};
+  const Update<A> state(scratch, slots, op.channels);
+  const int64_t stride = state.stride, wide = state.wide;
+  A* dn = scratch.take<A>(slots * stride);
+  A* moved_dn = scratch.take<A>(slots * stride);
+  A* along = scratch.take<A>(slots);  // N.u' of every slot
+  A* moved = scratch.take<A>(slots * 2 * wide);  // how G and Z move
+  A* sums = scratch.take<A>(stride);
+  A* moved_sums = scratch.take<A>(stride);
+  A* row = scratch.take<A>(stride);
+  form(op, state);
+
+  // How u and N move: u' = keep M' + share (S' - S m'/m).
+  for (int64_t k = 0; k < slots; ++k) {
+    A* u = state.moving + k * stride;
+    load_given(state, direction.memory, k, u);
+    combine(state.keep[k], u, A{0}, u, stride, u);
+    const A mass = to_acc<A>(op.mass[k]);
+    if (mass > A{0}) {
+      const A rate = direction.mass != nullptr ? to_acc<A>(direction.mass[k]) / mass : A{0};
+      load_given(state, op.sums, k, sums);
+      load_given(state, direction.sums, k, moved_sums);
+      combine(A{1}, moved_sums, -rate, sums, stride, moved_sums);
+      combine(A{1}, u, state.share[k], moved_sums, stride, u);
+    }
+    along[k] = along_sphere(state, k, u, u);
+  }
+  store_all(state, state.moving, gg_new_memory);
+  load_all(state, direction.weight, state.turning);
+  state.cross(state.moving, state.normal, state.weight, moved);
+  state.cross(state.normal, state.moving, state.turning, moved, true);
+
+  const A pull = 2 * scalar(grad.divergence) * state.per_pair();
+  const A push = scalar(grad.classification) / static_cast<A>(slots);
+  A overlap{0}, loss{0};
+  for (int64_t k = 0; k < slots; ++k) {
+    const A* p = state.logits(k);
+    A* z = moved + k * 2 * wide + wide;
+    softmax_row(state.logits(k), slots, wide);
+    A mean{0}, part{0};
+    for (int64_t j = 0; j < slots; ++j) {
+      z[j] += direction.bias != nullptr ? to_acc<A>(direction.bias[j]) : A{0};
+      mean += p[j] * z[j];
+      part += state.grows(k, j) ? moved[k * 2 * wide + j] : A{0};
+    }
+    overlap += part;
+    loss += mean - z[k];
+    for (int64_t j = 0; j < slots; ++j) {
+      state.left_row(k, 0)[j] = push * p[j] * (z[j] - mean);  // L'
+      state.left_row(k, 1)[j] = state.grows(k, j) ? pull : A{0};
+      state.left_row(k, 2)[j] = push * (p[j] - (j == k ? A{1} : A{0}));
+    }
+  }
+  *gg_divergence = from_acc<T>(overlap * state.per_pair());
+  *gg_classification = from_acc<T>(loss / static_cast<A>(slots));
+  store_column_sums(state, 0, to.bias);
+
+  // dN = gN + X N + L W moves by L' W + X N' + L W', dW = L^T N by L'^T N + L^T N'.
+  state.multiply_rows(state.beside(3), state.weight, stride, moved_dn, false);
+  load_all(state, grad.memory, dn);
+  const Matrix<A> beside = state.beside(3);
+  state.multiply_rows(columns(beside, slots), state.normal, stride, dn, true);
+}
+
+}  // namespace pinmem::PINMEM_ISA

@@ -1,0 +1,45 @@
+#pragma once
+
+#include "dtypes.h"
+#include "isa.h"
+
+namespace pinmem {
+
+/// What every pass of memory_update reads: memory, sums and weight [K,C], mass and bias [K].
+template <class T>
+struct MemoryUpdate {
+  int64_t slots, channels;
+  const T *memory, *sums, *mass, *weight, *bias;
+  double momentum;
+};
+
+/// Cotangents of the outputs, null where absent.
+template <class T>
+struct MemoryUpdateCotangents {
+  const T *memory, *divergence, *classification;
+};
+
+/// The inputs' gradients or, null where absent, directions.
+template <class T>
+struct MemoryUpdateInputs {
+  T *memory, *sums, *mass, *weight, *bias;
+};
+
+// Bytes of scratch memory that a call of the kernels below needs, aligned to 64.
+PINMEM_KERNEL(template <class T> int64_t memory_update_scratch(int64_t slots, int64_t channels))
+
+PINMEM_KERNEL(template <class T> void memory_update(const MemoryUpdate<T>& op, T* new_memory,
+                                                    T* divergence, T* classification,
+                                                    char* scratch))
+
+PINMEM_KERNEL(template <class T> void memory_update_backward(const MemoryUpdate<T>& op,
+                                                             const MemoryUpdateCotangents<T>& grad,
+                                                             const MemoryUpdateInputs<T>& to,
+                                                             char* scratch))
+
+PINMEM_KERNEL(template <class T> void memory_update_double_backward(
+    const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
+    const MemoryUpdateInputs<const T>& direction, T* gg_new_memory, T* gg_divergence,
+    T* gg_classification, const MemoryUpdateInputs<T>& to, char* scratch))
+
+}  // namespace pinmem

@@ -1,0 +1,155 @@
+// The state of a memory update, from which its losses and derivatives follow.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/dense.h"
+#include "simd/memory_update.h"
+#include "simd/native.h"
+
+namespace pinmem::PINMEM_ISA {
+
+template <class A>
+inline A dot(const A* u, const A* v, int64_t count) {
+  Vec<A> even{}, odd{};
+  for (int64_t i = 0; i < count; i += kStripe<A>) {
+    even += load<A>(u + i) * load<A>(v + i);
+    odd += load<A>(u + i + kLanes<A>) * load<A>(v + i + kLanes<A>);
+  }
+  return reduce_add<A>(even + odd);
+}
+
+/// to = a x + b y.
+template <class A>
+inline void combine(A a, const A* x, A b, const A* y, int64_t count, A* to) {
+  for (int64_t i = 0; i < count; i += kLanes<A>) {
+    store<A>(to + i, a * load<A>(x + i) + b * load<A>(y + i));
+  }
+}
+
+template <class A, class T>
+inline void store_row(const A* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) store<A>(to + i, load<A>(from + i));
+  if (i < count) store_first<A>(to + i, load<A>(from + i), count - i);
+}
+
+/// One row [K]: z becomes softmax(z); returns log of the sum of exponentials.
+template <class A>
+inline A softmax_row(A* z, int64_t slots, int64_t wide) {
+  fill(z + slots, wide - slots, -__builtin_huge_val());
+  Vec<A> largest = load<A>(z);
+  for (int64_t i = kLanes<A>; i < wide; i += kLanes<A>) largest = vmax<A>(largest, load<A>(z + i));
+  const A top = reduce_max<A>(largest);
+  Vec<A> sum{};
+  for (int64_t i = 0; i < wide; i += kLanes<A>) {
+    const Vec<A> power = vexp<A>(load<A>(z + i) - top);
+    store<A>(z + i, power);
+    sum += power;
+  }
+  const A total = reduce_add<A>(sum);
+  for (int64_t i = 0; i < slots; ++i) z[i] /= total;
+  return top + vlog<A>(splat<A>(total))[0];
+}
+
+/// The new memory and what the losses are made of. The names are those of docs/math.md 4: u the moved
+/// memory, N = u / |u| the new one, G = N N^T, Z = N W^T + b, P = softmax(Z). Matrices [K,C] lie in
+/// padded rows of `stride` elements, matrices [K,K] in rows of `wide`, of `products` of 2 `wide`.
+template <class A>
+struct Update {
+  int64_t slots, channels, stride, wide;
+  A *normal, *weight;  // N and W, one behind the other
+  A *moving, *turning; // behind these, room for how they move
+  A* inverse;          // 1 / max(|u|, 1e-12)
+  A* curved;           // 1, or 0 where |u| is so small that N is linear in u
+  A* keep;             // what of the memory stays: momentum, or 1 where the class is absent
+  A* share;            // what of the sums comes in: (1 - momentum) / mass, or 0
+  A* products;         // [K, 2 wide]: G and Z
+  A* left;             // room for a left operand [K, 3 K],
+  A* panels;           // for one in panels,
+  A* right;            // and for a right one [C, 2 wide]
+
+  Update(Scratch& scratch, int64_t k, int64_t c)
+      : slots(k),
+        channels(c),
+        stride(padded<A>(c)),
+        wide(padded<A>(k)),
+        normal(scratch.take<A>(4 * k * stride)),
+        weight(normal + k * stride),
+        moving(normal + 2 * k * stride),
+        turning(normal + 3 * k * stride),
+        inverse(scratch.take<A>(k)),
+        curved(scratch.take<A>(k)),
+        keep(scratch.take<A>(k)),
+        share(scratch.take<A>(k)),
+        products(scratch.take<A>(k * 2 * wide)),
+        left(scratch.take<A>(3 * k * k)),
+        panels(scratch.take<A>((k + kPanelRows) * (c > 3 * k ? c : 3 * k))),
+        right(scratch.take<A>(c * 2 * wide)) {}
+
+  A* similarities(int64_t k) const { return products + k * 2 * wide; }
+  A* logits(int64_t k) const { return products + k * 2 * wide + wide; }
+  /// How much a pair of different slots counts in the divergence.
+  A per_pair() const { return slots > 1 ? A{1} / static_cast<A>(slots * (slots - 1)) : A{0}; }
+  /// Whether max(0, G_ij) grows with G_ij (as in PyTorch, at 0 too).
+  bool grows(int64_t i, int64_t j) const { return i != j && similarities(i)[j] >= A{0}; }
+
+  /// to [K, columns] (+)= by right, `columns` padded.
+  void multiply_rows(const Matrix<A>& by, const A* rows, int64_t columns, A* to, bool add) const {
+    pack_panels<A>(by, 0, (slots + kPanelRows - 1) / kPanelRows, panels);
+    gemm_panels<MultiplyAdd<A>>(slots, columns, by.columns, panels, rows, columns, to, columns,
+                                add);
+  }
+  /// `parts` matrices [K,K] side by side in `left`, and the transpose of one.
+  Matrix<A> beside(int64_t parts) const { return {left, slots, parts * slots, 3 * slots, 1}; }
+  Matrix<A> turned(int64_t part) const { return {left + part * slots, slots, slots, 1, 3 * slots}; }
+  A* left_row(int64_t k, int64_t part) const { return left + (3 * k + part) * slots; }
+
+  /// to [K, 2 wide] (+)= m [u^T, v^T] for matrices [K,C].
+  void cross(const A* m, const A* u, const A* v, A* to, bool add = false) const {
+    fill(right, channels * 2 * wide, A{0});
+    transpose<A>(u, stride, slots, channels, right, 2 * wide);
+    transpose<A>(v, stride, slots, channels, right + wide, 2 * wide);
+    multiply_rows({m, slots, channels, stride, 1}, right, 2 * wide, to, add);
+  }
+};
+
+/// The derivative of N = u / |u|, for one row: to = (e - N (N.e)) / |u|; returns N.e, or 0 where N is
+/// linear in u. `to` may be e.
+template <class A>
+inline A along_sphere(const Update<A>& state, int64_t k, const A* e, A* to) {
+  const A* n = state.normal + k * state.stride;
+  const A part = dot(n, e, state.stride) * state.curved[k];
+  combine(state.inverse[k], e, -state.inverse[k] * part, n, state.stride, to);
+  return part;
+}
+
+/// Everything of `to` but the rooms.
+template <class T, class A = accumulator_t<T>>
+inline void form(const MemoryUpdate<T>& op, const Update<A>& to) {
+  const auto momentum = static_cast<A>(op.momentum);
+  A* sums = to.right;  // a row
+  for (int64_t k = 0; k < to.slots; ++k) {
+    A* u = to.normal + k * to.stride;
+    load_row(op.memory + k * to.channels, to.channels, to.stride, u);
+    load_row(op.weight + k * to.channels, to.channels, to.stride, to.weight + k * to.stride);
+    const A mass = to_acc<A>(op.mass[k]);
+    to.keep[k] = mass > A{0} ? momentum : A{1};
+    to.share[k] = mass > A{0} ? (A{1} - momentum) / mass : A{0};
+    if (mass > A{0}) {
+      load_row(op.sums + k * to.channels, to.channels, to.stride, sums);
+      combine(momentum, u, to.share[k], sums, to.stride, u);
+    }
+    const A norm = vsqrt<A>(splat<A>(dot(u, u, to.stride)))[0];
+    constexpr A smallest = static_cast<A>(kSmallestNorm);
+    to.curved[k] = norm > smallest ? A{1} : A{0};
+    to.inverse[k] = A{1} / (norm > smallest ? norm : smallest);
+    combine(to.inverse[k], u, A{0}, u, to.stride, u);
+  }
+  to.cross(to.normal, to.normal, to.weight, to.products);
+  for (int64_t k = 0; k < to.slots; ++k) {
+    for (int64_t j = 0; j < to.slots; ++j) to.logits(k)[j] += to_acc<A>(op.bias[j]);
+  }
+}
+
+}  // namespace pinmem::PINMEM_ISA
