@@ -1,0 +1,113 @@
+"""What the kernels of the two reading ops share: the attention, and their block sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from pinmem.kernels.maps import (
+    accumulator,
+    cast,
+    dot,
+    load_channels,
+    load_rows,
+    padded,
+    runs_of,
+    softmax_rows,
+)
+from torch import Tensor
+
+
+@triton.jit
+def attention_of(scores, gumbel, at, step, inside, K: tl.constexpr):
+    """``softmax(scores + gumbel)`` over the first ``K`` of the columns."""
+    slot = tl.arange(0, scores.shape[1])
+    if gumbel is not None:
+        noise = load_channels(gumbel, at, step, inside, 0, K, scores.shape[1])
+        scores += noise.to(scores.dtype)
+    return softmax_rows(tl.where((slot < K)[None, :], scores, float("-inf")))
+
+
+@triton.jit
+def look_along(
+    query,
+    gg_query,
+    memory,
+    gg_memory,
+    at,
+    step,
+    inside,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The sums over channels that reading along ``(v, V)`` = (gg_query, gg_memory) needs.
+
+    Returns ``x.x``, ``x.v`` and the rows ``x M^T``, ``v M^T``, ``x V^T``.
+    """
+    T: tl.constexpr = query.dtype.element_ty
+    x_x = tl.zeros([BLOCK_N], ACC)
+    x_v = tl.zeros([BLOCK_N], ACC)
+    x_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
+    v_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
+    x_vm = tl.zeros([BLOCK_N, BLOCK_K], ACC)
+    for tile in range((C + BLOCK_C - 1) // BLOCK_C):
+        c = tile * BLOCK_C
+        x = load_channels(query, at, step, inside, c, C, BLOCK_C)
+        m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
+        x_x += tl.sum(x.to(ACC) * x.to(ACC), 1)
+        x_m = dot(x, tl.trans(m), x_m)
+        if gg_query is not None:
+            v = load_channels(gg_query, at, step, inside, c, C, BLOCK_C)
+            x_v += tl.sum(x.to(ACC) * v.to(ACC), 1)
+            v_m = dot(v, tl.trans(m), v_m)
+        if gg_memory is not None:
+            vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
+            x_vm = dot(x, tl.trans(vm), x_vm)
+    return x_x, x_v, x_m, v_m, x_vm
+
+
+@triton.jit
+def normalised_along(x, gg_query, at, step, inside, c, C: tl.constexpr, r, bend):
+    """A tile of ``q`` and of its derivative along ``v``, ``r (v - q (q.v))``."""
+    q = x.to(r.dtype) * r[:, None]
+    q_1 = q * (-bend * r)[:, None]
+    if gg_query is not None:
+        v = load_channels(gg_query, at, step, inside, c, C, x.shape[1])
+        q_1 += v.to(r.dtype) * r[:, None]
+    return q, q_1
+
+
+@triton.jit
+def score_gradients(a, a_1, da, da_1):
+    """``ds = a (da - a.da)`` and its derivative, from the attention's and ``da``'s."""
+    centred = da - tl.sum(a * da, 1)[:, None]
+    mean_1 = tl.sum(a_1 * da + a * da_1, 1)
+    return a * centred, a_1 * centred + a * (da_1 - mean_1[:, None])
+
+
+def config_of(query: Tensor, memory: Tensor) -> dict[str, Any]:
+    """Compile-time arguments: tiles whose scores take 16 to 32 accumulators a thread."""
+    slots, channels = memory.shape
+    wide, double = padded(slots) > 64, query.element_size() == 8
+    return {
+        "C": channels,
+        "K": slots,
+        "CHANNELS_LAST": runs_of(query).channels_last,
+        "ACC": accumulator(query.dtype),
+        "BLOCK_N": (32 if wide else 64) // (2 if double else 1),
+        "BLOCK_C": min(padded(channels), 128 // query.element_size()),
+        "BLOCK_K": padded(slots),
+        "num_warps": 8 if padded(slots) > 128 else 4,
+    }
+
+
+def config_of_project(query: Tensor, memory: Tensor, weight: Tensor) -> dict[str, Any]:
+    """The blocks of the reading, and how many outputs a program projects to at once."""
+    outputs = weight.shape[0]
+    most = 256 if query.element_size() == 2 else 64
+    return config_of(query, memory) | {"OUT": outputs, "BLOCK_O": min(padded(outputs), most)}

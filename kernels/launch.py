@@ -1,0 +1,112 @@
+"""Launching a kernel, or writing down how it would be launched (for compiling without a GPU)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from triton.runtime.jit import JITFunction
+
+_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+class CompileCase(NamedTuple):
+    """One kernel in one configuration, as its launch would specialise it.
+
+    ``signature`` maps every argument to a Triton type (``"*bf16"``, ``"i32"``, ``"constexpr"``),
+    ``constexprs`` holds the values of the latter, ``aligned`` the arguments divisible by 16.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    aligned: tuple[str, ...]
+    num_warps: int
+    num_stages: int
+
+
+class _Recording:
+    """The cases being written down, or None when kernels really run."""
+
+    cases: list[CompileCase] | None = None
+    label = ""
+
+
+@contextlib.contextmanager
+def recording(label: str) -> Iterator[list[CompileCase]]:
+    """Inside the block launches run nothing (meta tensors do); they end up in the list."""
+    _Recording.cases, _Recording.label = cases, _ = [], label
+    try:
+        yield cases
+    finally:
+        _Recording.cases = None
+
+
+def launch(
+    kernel: Any, grid: int, *args: Any, num_warps: int = 4, num_stages: int = 1, **constexprs: Any
+) -> None:
+    """Run ``kernel`` with ``grid`` programs on the device of its first tensor; none for grid 0.
+
+    ``args`` come in the order of the kernel's arguments: tensors, integers, or None for an absent
+    tensor. Everything known at compile time comes by name.
+    """
+    if _Recording.cases is not None:
+        case = _case(kernel, args, constexprs, num_warps, num_stages)
+        _Recording.cases.append(case)
+        return
+    if grid == 0:
+        return
+    tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
+    device = tensor.device
+    # Triton launches on the current device, wherever the tensors are.
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    num_warps = warps_for(num_warps, torch.version.hip is not None)
+    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
+        kernel[(grid,)](
+            *args, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **constexprs
+        )
+
+
+def warps_for(num_warps: int, hip: bool) -> int:
+    """AMD's have 64 lanes instead of 32: where there are many, half of them are as many threads."""
+    return num_warps // 2 if hip and num_warps > 4 else num_warps
+
+
+def _case(
+    kernel: Any,
+    args: tuple[Any, ...],
+    constexprs: dict[str, Any],
+    num_warps: int,
+    num_stages: int,
+) -> CompileCase:
+    if not isinstance(kernel, JITFunction):
+        raise RuntimeError("kernels compile only where TRITON_INTERPRET is not set")
+    values = dict(zip(kernel.arg_names, args, strict=False)) | constexprs
+    if set(values) != set(kernel.arg_names):
+        wrong = sorted(set(values) ^ set(kernel.arg_names))
+        raise TypeError(f"{kernel.__name__}: arguments {wrong} are missing or unknown")
+    signature, constants, aligned = {}, {}, []
+    for name in kernel.arg_names:
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + _TYPES[value.dtype]
+            aligned.append(name)
+        elif name in constexprs or value is None or value == 1:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(name)
+    name = f"{_Recording.label} {kernel.__name__}".strip()
+    return CompileCase(name, kernel, signature, constants, tuple(aligned), num_warps, num_stages)
