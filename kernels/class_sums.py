@@ -223,7 +223,7 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
         "BLOCK_N": 16,
         "BLOCK_C": block_c,
         "BLOCK_K": block_k,
-        "num_warps": 8 if block_c > 64 else 4,
+        "num_warps": 8 if block_c > 64 or block_k * block_c >= 2048 else 4,
         # Where features are read once they are fetched two blocks ahead.
         "num_stages": 3 if order == 0 and channels <= block_c else 1,
     }

@@ -25,6 +25,7 @@ class CompileCase(NamedTuple):
 
     ``signature`` maps every argument to a Triton type (``"*bf16"``, ``"i32"``, ``"constexpr"``),
     ``constexprs`` holds the values of the latter, ``aligned`` the arguments divisible by 16.
+    ``typical`` marks the configuration that training meets: what a quick check compiles.
     """
 
     name: str
@@ -34,6 +35,7 @@ class CompileCase(NamedTuple):
     aligned: tuple[str, ...]
     num_warps: int
     num_stages: int
+    typical: bool = False
 
 
 class _Recording:
@@ -41,12 +43,14 @@ class _Recording:
 
     cases: list[CompileCase] | None = None
     label = ""
+    typical = False
 
 
 @contextlib.contextmanager
-def recording(label: str) -> Iterator[list[CompileCase]]:
+def recording(label: str, typical: bool = False) -> Iterator[list[CompileCase]]:
     """Inside the block launches run nothing (meta tensors do); they end up in the list."""
-    _Recording.cases, _Recording.label = cases, _ = [], label
+    cases: list[CompileCase] = []
+    _Recording.cases, _Recording.label, _Recording.typical = cases, label, typical
     try:
         yield cases
     finally:
@@ -109,4 +113,13 @@ def _case(
             if value % 16 == 0:
                 aligned.append(name)
     name = f"{_Recording.label} {kernel.__name__}".strip()
-    return CompileCase(name, kernel, signature, constants, tuple(aligned), num_warps, num_stages)
+    return CompileCase(
+        name,
+        kernel,
+        signature,
+        constants,
+        tuple(aligned),
+        num_warps,
+        num_stages,
+        _Recording.typical,
+    )

@@ -7,11 +7,13 @@ finds in a cache. Launches: forward 1, backward 2 (1 without a memory gradient),
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.attention import attention_of, config_of
-from pinmem.kernels.launch import launch
+from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
     cast,
     dot,
@@ -25,11 +27,13 @@ from pinmem.kernels.maps import (
 )
 from pinmem.kernels.memory_read_double_backward import memory_read_double_backward
 from pinmem.kernels.partials import add_share, add_shares, new_shares
+from pinmem.kernels.reading_cases import readings
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
 
 __all__ = [
+    "compile_cases",
     "memory_read",
     "memory_read_backward",
     "memory_read_double_backward",
@@ -192,3 +196,17 @@ def memory_read_backward(
     if shares is not None:
         add_shares(shares, grad_memory)
     return query.new_empty(0) if grad_query is None else grad_query, grad_memory
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel in every configuration that ``auto`` can choose."""
+    for label, typical, query, memory, _, readout, scores, _ in readings():
+        with recording(label, typical) as cases:
+            memory_read(query, memory, scores)
+            memory_read_backward(readout, scores, query, memory, scores, True, True)
+            memory_read_double_backward(query, memory, readout, scores, query, memory, scores)
+            if typical:
+                memory_read(query, memory, None)
+                memory_read_backward(readout, None, query, memory, None, True, True)
+                memory_read_double_backward(query, None, readout, None, query, memory, None)
+        yield from cases

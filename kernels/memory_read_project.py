@@ -9,11 +9,13 @@ gradient 4): P, the pixels, the weight's gradient, the sum of the shares, and fr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.attention import attention_of, config_of_project
-from pinmem.kernels.launch import launch
+from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
     cast,
     dot,
@@ -29,12 +31,14 @@ from pinmem.kernels.memory_read import memory_read_backward
 from pinmem.kernels.memory_read_project_double_backward import memory_read_project_double_backward
 from pinmem.kernels.partials import add_share, new_shares
 from pinmem.kernels.projection import finish_gradients, project_slots
+from pinmem.kernels.reading_cases import readings
 from pinmem.kernels.weight_shares import weight_shares
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
 
 __all__ = [
+    "compile_cases",
     "memory_read_project",
     "memory_read_project_backward",
     "memory_read_project_double_backward",
@@ -253,3 +257,15 @@ def memory_read_project_backward(
         memory.new_empty(0) if grad_memory is None else grad_memory,
         weight.new_empty(0) if grad_weight is None else grad_weight,
     )
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel in every configuration that ``auto`` can choose."""
+    for label, typical, query, memory, weight, _, scores, projected in readings():
+        read = (query, memory, weight, scores)
+        grads = (projected, scores)
+        with recording(label, typical) as cases:
+            memory_read_project(*read)
+            memory_read_project_backward(*grads, *read, True, True, True)
+            memory_read_project_double_backward(query, memory, weight, *grads, *read)
+        yield from cases

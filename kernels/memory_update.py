@@ -8,10 +8,12 @@ similarities and the logits. Bytes, elements of ``e`` bytes: forward reads ``5 K
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
-from pinmem.kernels.launch import launch
+from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import cast, dot, load_rows, softmax_rows, store_rows
 from pinmem.kernels.memory_update_double_backward import memory_update_double_backward
 from pinmem.kernels.partials import add_share
@@ -28,7 +30,12 @@ from torch import Tensor
 
 from pinmem.ops._maps import accumulator
 
-__all__ = ["memory_update", "memory_update_backward", "memory_update_double_backward"]
+__all__ = [
+    "compile_cases",
+    "memory_update",
+    "memory_update_backward",
+    "memory_update_double_backward",
+]
 
 
 @triton.jit
@@ -186,3 +193,20 @@ def memory_update_backward(
     cotangents = (grad_memory, grad_divergence, grad_classification)
     launch(_backward, 1, *cotangents, *inputs, *outputs, room, **config)
     return outputs
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel in every configuration that ``auto`` can choose."""
+    shapes = [(torch.float32, 19, 256), (torch.bfloat16, 19, 256), (torch.float64, 19, 256)]
+    shapes += [(dtype, k, 256) for dtype in (torch.float32, torch.float64) for k in (64, 128, 256)]
+    shapes += [(torch.float32, 19, 2048), (torch.float16, 2, 5)]
+    for dtype, slots, channels in shapes:
+        matrix = torch.empty((slots, channels), dtype=dtype, device="meta")
+        row, scalar = matrix[:, 0].contiguous(), matrix.new_empty(())
+        inputs = (matrix, matrix, row, matrix, row)
+        name = f"{str(dtype).removeprefix('torch.')} K={slots} C={channels}"
+        with recording(name, (dtype, slots) == (torch.float32, 19)) as cases:
+            memory_update(*inputs, 0.8)
+            memory_update_backward(matrix, scalar, scalar, *inputs, 0.8)
+            memory_update_double_backward(*inputs, matrix, scalar, scalar, *inputs, 0.8)
+        yield from cases

@@ -16,10 +16,11 @@ from pinmem import ops
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 # The floor of the comparison, of the largest value: roundings that plain PyTorch may happen to
-# escape in a small case, one of the result's type or four of the accumulator's. Plain float64 is
-# its own oracle, to 1e-11. Scalars are sums of terms of order one that may cancel.
-FLOOR = {torch.float64: 1e-11, torch.float32: 2**-21, torch.bfloat16: 2**-8}
-SCALAR_FLOOR = {torch.float64: 1e-14, torch.float32: 2**-23, torch.bfloat16: 2**-23}
+# escape in a small case, one of bfloat16 or eight of float32 (torch.testing allows eleven). Plain
+# float64 is its own oracle, to 1e-11. Scalars and vectors are sums over hundreds of terms of order
+# one that may cancel: a few roundings of such a term.
+FLOOR = {torch.float64: 1e-11, torch.float32: 2**-20, torch.bfloat16: 2**-8}
+SUM_FLOOR = {torch.float64: 1e-14, torch.float32: 2**-21, torch.bfloat16: 2**-21}
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -209,7 +210,7 @@ def judge(
         error = float((got - expected).abs().max())
         theirs = float((plain[name].detach().cpu().double() - expected).abs().max())
         bound = 2 * theirs + FLOOR[dtype] * float(expected.abs().max())
-        bound += SCALAR_FLOOR[dtype] if expected.ndim == 0 else 1e-30
+        bound += SUM_FLOOR[dtype] if expected.ndim < 2 else 1e-30
         assert error <= bound, f"{name}: off by {error:.3g}, plain PyTorch by {theirs:.3g}"
 
 

@@ -314,7 +314,7 @@ def test_gpu_check_rehearses_every_step(rehearsal: tuple[Path, str]) -> None:
 def test_the_results_hold_every_row(rehearsal: tuple[Path, str]) -> None:
     results = json.loads((rehearsal[0] / "benchmarks.json").read_text())
     assert {row["op"] for row in results["rows"]} == {*FILES}
-    assert results["environment"]["versions"]["torch"] == torch.__version__
+    assert results["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert results["ceilings"]["copy"] > 0 and results["left_out"] == {}
     assert results["dispatch"].keys() == {"x * w", *OPS}
     for row in results["rows"]:

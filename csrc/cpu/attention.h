@@ -47,9 +47,8 @@ class ReadOperands {
   ReadOperands(const Map& map, const Tensor& query, const Tensor& memory, const MaybeTensor& gumbel)
       : memory_("memory", memory),
         right_(memory_.matrix()),
-        op_{pixels_of(map),     map.channels,     memory.size(0),    read<T>(query),
-            read<T>(gumbel),    memory_.left(),   memory_.left_t(),  right_.data(),
-            nullptr} {
+        op_{pixels_of(map), map.channels,     memory.size(0), read<T>(query), read<T>(gumbel),
+            memory_.left(), memory_.left_t(), right_.data(),  nullptr} {
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (map.channels % 2 == 0 && PINMEM_CALL(multiplies_pairs)()) {
         pairs_ = pair_panels_of(memory_.matrix());

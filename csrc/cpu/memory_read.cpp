@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> memory_read_backward(MaybeTensor grad_readout, MaybeT
     for_tiles(num_tiles(op.pixels), sums.tiles_per_block(),
               PINMEM_CALL(memory_read_scratch<T>)(op.channels, op.slots),
               [&, to = need_query ? write<T>(grad_query) : nullptr](int64_t i, int64_t begin,
-                                                                   int64_t end, char* scratch) {
+                                                                    int64_t end, char* scratch) {
                 PINMEM_CALL(memory_read_backward<T>)(
                     op, grad, begin, end, to, need_memory ? sums.of_block(i) : nullptr, scratch);
               });
@@ -79,15 +79,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> memory_read_double_backward(
     const MemoryRead<T>& op = operands.op();
     const auto grad = cotangents<T>(grad_readout, grad_scores, map, op.slots);
     const auto sums = memory_sums(op);
-    for_tiles(num_tiles(op.pixels), sums.tiles_per_block(),
-              PINMEM_CALL(memory_read_scratch<T>)(op.channels, op.slots),
-              [&, to = write<T>(gg_readout), to_scores = write<T>(gg_scores),
-               to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end,
-                                                char* scratch) {
-                PINMEM_CALL(memory_read_double_backward<T>)(op, grad, directions.op(), begin, end,
-                                                            to, to_scores, to_query,
-                                                            sums.of_block(i), scratch);
-              });
+    for_tiles(
+        num_tiles(op.pixels), sums.tiles_per_block(),
+        PINMEM_CALL(memory_read_scratch<T>)(op.channels, op.slots),
+        [&, to = write<T>(gg_readout), to_scores = write<T>(gg_scores),
+         to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end, char* scratch) {
+          PINMEM_CALL(memory_read_double_backward<T>)(op, grad, directions.op(), begin, end, to,
+                                                      to_scores, to_query, sums.of_block(i),
+                                                      scratch);
+        });
     grad_memory = rounded(columns_of(sums.total(), 0, op.channels), memory);
   });
   return {gg_readout, gg_scores, grad_query, grad_memory};

@@ -50,8 +50,8 @@ class ProjectOperands {
     op_.read = read_.op();
     op_.outputs = weight_.outputs();
     // The second derivative (`both`) is formed in the accumulation type throughout.
-    const bool pairs = std::is_same_v<T, bfloat16> && passes != both &&
-                       PINMEM_CALL(multiplies_pairs)();
+    const bool pairs =
+        std::is_same_v<T, bfloat16> && passes != both && PINMEM_CALL(multiplies_pairs)();
     if (passes != backward) {
       op_.slots_t = keep(panels_of(slots_t.matrix()));
       large(weight_.query(), pairs, &op_.weight, &op_.weight_pairs);
@@ -163,9 +163,7 @@ class ProjectSums {
     return columns_of(rows_of(total_, 0, outputs_), features_ + part * weights_, slots_);
   }
   /// ds^T q (moving: ds'^T q + ds^T q'), [K,C].
-  Matrix<A> memory() const {
-    return columns_of(rows_of(total_, outputs_, slots_), 0, channels_);
-  }
+  Matrix<A> memory() const { return columns_of(rows_of(total_, outputs_, slots_), 0, channels_); }
 
  private:
   int64_t channels_, slots_, outputs_, features_, weights_;
@@ -222,13 +220,12 @@ std::tuple<Tensor, Tensor, Tensor> memory_read_project_backward(
     using Operands = ProjectOperands<T>;
     const Operands operands(map, query, memory, weight, gumbel, Operands::backward);
     const auto& op = operands.op();
-    const auto grad =
-        cotangents<T>(grad_projected, grad_scores, map, op.outputs, op.read.slots);
+    const auto grad = cotangents<T>(grad_projected, grad_scores, map, op.outputs, op.read.slots);
     ProjectSums<T> sums(op, false);
     const bool need_sums = need_memory || need_weight;
     for_tiles(num_tiles(op.read.pixels), sums.blocks().tiles_per_block(), scratch_bytes(op),
               [&, to = need_query ? write<T>(grad_query) : nullptr](int64_t i, int64_t begin,
-                                                                   int64_t end, char* scratch) {
+                                                                    int64_t end, char* scratch) {
                 PINMEM_CALL(memory_read_project_backward<T>)(
                     op, grad, begin, end, to, need_sums ? sums.blocks().of_block(i) : nullptr,
                     need_weight, scratch);
@@ -264,17 +261,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_project_double_ba
     const Operands operands(map, query, memory, weight, gumbel, Operands::both);
     const ProjectDirections<T> directions(map, operands, gg_query, gg_memory, gg_weight);
     const auto& op = operands.op();
-    const auto grad =
-        cotangents<T>(grad_projected, grad_scores, map, op.outputs, op.read.slots);
+    const auto grad = cotangents<T>(grad_projected, grad_scores, map, op.outputs, op.read.slots);
     ProjectSums<T> sums(op, true);
-    for_tiles(num_tiles(op.read.pixels), sums.blocks().tiles_per_block(), scratch_bytes(op),
-              [&, to = write<T>(gg_projected), to_scores = write<T>(gg_scores),
-               to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end,
-                                                char* scratch) {
-                PINMEM_CALL(memory_read_project_double_backward<T>)(
-                    op, grad, directions.op(), begin, end, to, to_scores, to_query,
-                    sums.blocks().of_block(i), scratch);
-              });
+    for_tiles(
+        num_tiles(op.read.pixels), sums.blocks().tiles_per_block(), scratch_bytes(op),
+        [&, to = write<T>(gg_projected), to_scores = write<T>(gg_scores),
+         to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end, char* scratch) {
+          PINMEM_CALL(memory_read_project_double_backward<T>)(op, grad, directions.op(), begin, end,
+                                                              to, to_scores, to_query,
+                                                              sums.blocks().of_block(i), scratch);
+        });
     sums.add_up();
     const Rows<A> context = product(sums.slots_t(1), operands.memory());
     if (directions.memory()) add_product(sums.slots_t(), *directions.memory(), context);

@@ -11,8 +11,8 @@
 
 namespace pinmem::PINMEM_ISA {
 
-/// `scale`, the sum of squares x.x, becomes r = 1 / max(|x|, 1e-12); `curved` is 1, or 0 where |x| is
-/// so small that q = r x is linear in x.
+/// `scale`, the sum of squares x.x, becomes r = 1 / max(|x|, 1e-12); `curved` is 1, or 0 where |x|
+/// is so small that q = r x is linear in x.
 template <class A>
 inline void finish_norms(A* scale, A* curved) {
   constexpr A smallest = static_cast<A>(kSmallestNorm);
@@ -27,9 +27,8 @@ inline void finish_norms(A* scale, A* curved) {
 /// tile *= scale, a number per pixel.
 template <class A>
 inline void scale_tile(const A* scale, int64_t rows, A* tile) {
-  for_vectors<A>(rows, [&](int64_t i, int p) {
-    store<A>(tile + i, load<A>(tile + i) * load<A>(scale + p));
-  });
+  for_vectors<A>(
+      rows, [&](int64_t i, int p) { store<A>(tile + i, load<A>(tile + i) * load<A>(scale + p)); });
 }
 
 /// a = softmax over slots of s + g; g may be null.
@@ -67,23 +66,22 @@ inline void softmax_backward(const A* a, const A* da, int64_t slots, A* t, A* ds
   });
 }
 
-/// The derivative of q = x / |x|: e becomes dx = r (e - q (q.e)). `along` receives q.e, 0 where q is
-/// linear in x.
+/// The derivative of q = x / |x|: e becomes dx = r (e - q (q.e)). `along` receives q.e, 0 where q
+/// is linear in x.
 template <class A>
 inline void normalise_backward(const A* q, const A* scale, const A* curved, int64_t channels, A* e,
                                A* along) {
   dot_columns(q, e, channels, along);
-  for_vectors<A>(1, [&](int64_t i, int) {
-    store<A>(along + i, load<A>(along + i) * load<A>(curved + i));
-  });
+  for_vectors<A>(
+      1, [&](int64_t i, int) { store<A>(along + i, load<A>(along + i) * load<A>(curved + i)); });
   for_vectors<A>(channels, [&](int64_t i, int p) {
     store<A>(e + i, load<A>(scale + p) * (load<A>(e + i) - load<A>(q + i) * load<A>(along + p)));
   });
 }
 
 /// The derivative along v of what normalise_backward does, for e that moves by de and q by
-/// dq = r (v - q (q.v)): de becomes -r (q.v) dx + r (de - dq (q.e) - q (dq.e + q.de)), e becomes dx.
-/// `along_v` is the q.v that normalise_backward gave for v.
+/// dq = r (v - q (q.v)): de becomes -r (q.v) dx + r (de - dq (q.e) - q (dq.e + q.de)), e becomes
+/// dx. `along_v` is the q.v that normalise_backward gave for v.
 template <class A>
 inline void normalise_second(const A* q, const A* dq, const A* scale, const A* curved,
                              const A* along_v, int64_t channels, A* e, A* de, A* columns) {
@@ -143,8 +141,8 @@ PINMEM_INLINE bool in_pairs(const MemoryRead<T>& op) {
   return std::is_same_v<T, bfloat16> && op.memory_pairs != nullptr;
 }
 
-/// to [K] = M x for C channels x of every pixel. They come from `pairs`, which are loaded here, or as
-/// the tile `x`.
+/// to [K] = M x for C channels x of every pixel. They come from `pairs`, which are loaded here, or
+/// as the tile `x`.
 template <class T, class A = accumulator_t<T>>
 inline void slot_products(const MemoryRead<T>& op, const Place& at, const Channels<const T>& from,
                           uint32_t* pairs, const A* x, A* to) {
@@ -187,8 +185,8 @@ struct Motion {
 
 /// How q, s and a move along the directions; `along` is q.v.
 template <class T, class A = accumulator_t<T>>
-inline void move(const MemoryRead<T>& op, const MemoryReadDirections<T>& direction,
-                 const Place& at, const Attention<A>& here, const Motion<A>& to) {
+inline void move(const MemoryRead<T>& op, const MemoryReadDirections<T>& direction, const Place& at,
+                 const Attention<A>& here, const Motion<A>& to) {
   using Step = MultiplyAdd<A>;
   if (direction.query != nullptr) {
     load_tile(op.pixels, at, all_channels(direction.query, op.channels), to.q);
@@ -207,8 +205,7 @@ inline void move(const MemoryRead<T>& op, const MemoryReadDirections<T>& directi
 
 /// How ds = a (da - t) moves with a and da: ds (given as da) and dds (given as dda) are formed.
 template <class A>
-inline void softmax_second(const A* a, const A* moved_a, int64_t slots, A* columns, A* da,
-                           A* dda) {
+inline void softmax_second(const A* a, const A* moved_a, int64_t slots, A* columns, A* da, A* dda) {
   A* t = columns;
   A* dt = columns + kPixels;
   A* part = columns + 2 * kPixels;

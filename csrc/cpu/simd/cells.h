@@ -78,7 +78,7 @@ class Cells {
   }
 
   /// The gradient of the source row above the cells, complete as far as these rows of cells go;
-  /// the one below takes its place. Valid until the next tile.
+  /// the one below takes its place. Valid until the next call.
   const A* finish_row() {
     // What went to the right corner of a cell belongs to the next column's left.
     for (int64_t k = 0; k < channels_; ++k) {

@@ -86,16 +86,16 @@ void unpack_rows(Matrix<A> from, T* to, int64_t to_stride) {
   }
 }
 
-#define PINMEM_DENSE(A)                                                                           \
-  template void pack_panels<A>(Matrix<A>, int64_t, int64_t, A*);                                  \
-  template int64_t padded_columns<A>(int64_t);                                                    \
-  template void multiply<A>(int64_t, int64_t, int64_t, const A*, const A*, A*, bool);             \
+#define PINMEM_DENSE(A)                                                               \
+  template void pack_panels<A>(Matrix<A>, int64_t, int64_t, A*);                      \
+  template int64_t padded_columns<A>(int64_t);                                        \
+  template void multiply<A>(int64_t, int64_t, int64_t, const A*, const A*, A*, bool); \
   template void add_partials<A>(A*, int64_t, int64_t, int64_t, int64_t);
 PINMEM_DENSE(float)
 PINMEM_DENSE(double)
 
-#define PINMEM_DENSE_OF(A, T)                                   \
-  template void pack_rows<A, T>(Matrix<T>, A*);                 \
+#define PINMEM_DENSE_OF(A, T)                   \
+  template void pack_rows<A, T>(Matrix<T>, A*); \
   template void unpack_rows<A, T>(Matrix<A>, T*, int64_t);
 PINMEM_DENSE_OF(double, double)
 PINMEM_DENSE_OF(double, float)

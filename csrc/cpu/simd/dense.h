@@ -22,8 +22,8 @@ PINMEM_KERNEL(bool multiplies_pairs())
 PINMEM_KERNEL(int64_t panel_rows())
 
 // Panels [begin, end) of a matrix, the left operand of products.
-PINMEM_KERNEL(template <class A> void pack_panels(Matrix<A> from, int64_t begin, int64_t end,
-                                                  A* panels))
+PINMEM_KERNEL(template <class A>
+              void pack_panels(Matrix<A> from, int64_t begin, int64_t end, A* panels))
 
 // The same in pairs of bfloat16 along a row; the last pair of an odd row ends with zero.
 PINMEM_KERNEL(void pack_pair_panels(Matrix<float> from, int64_t begin, int64_t end,
@@ -42,6 +42,7 @@ PINMEM_KERNEL(template <class A> void add_partials(A* partials, int64_t count, i
                                                    int64_t begin, int64_t end))
 
 // The contiguous matrix `to` = `from`, rounded.
-PINMEM_KERNEL(template <class A, class T> void unpack_rows(Matrix<A> from, T* to, int64_t to_stride))
+PINMEM_KERNEL(template <class A, class T>
+              void unpack_rows(Matrix<A> from, T* to, int64_t to_stride))
 
 }  // namespace pinmem

@@ -59,9 +59,9 @@ PINMEM_INLINE void micro_gemm_rest(int64_t rows, int64_t steps, const typename S
 }
 
 template <class Step, int RowStride, int StepStride>
-void gemm(int64_t m, int64_t n, int64_t k, const typename Step::Element* a,
-                            int64_t panel_stride, const typename Step::Element* b, int64_t b_stride,
-                            typename Step::Sum* c, int64_t c_stride, bool add) {
+void gemm(int64_t m, int64_t n, int64_t k, const typename Step::Element* a, int64_t panel_stride,
+          const typename Step::Element* b, int64_t b_stride, typename Step::Sum* c,
+          int64_t c_stride, bool add) {
   for (int64_t column = 0; column < n; column += kStripe<typename Step::Sum>) {
     for (int64_t first = 0; first < k; first += kSumSteps) {
       const int64_t steps = k - first < kSumSteps ? k - first : kSumSteps;
@@ -82,9 +82,9 @@ void gemm(int64_t m, int64_t n, int64_t k, const typename Step::Element* a,
   }
 }
 
-#define PINMEM_GEMM(Step, RowStride, StepStride)                                                \
-  template void gemm<Step, RowStride, StepStride>(                                              \
-      int64_t, int64_t, int64_t, const typename Step::Element*, int64_t,                        \
+#define PINMEM_GEMM(Step, RowStride, StepStride)                         \
+  template void gemm<Step, RowStride, StepStride>(                       \
+      int64_t, int64_t, int64_t, const typename Step::Element*, int64_t, \
       const typename Step::Element*, int64_t, typename Step::Sum*, int64_t, bool);
 PINMEM_GEMM(MultiplyAdd<float>, 1, kPanelRows)
 PINMEM_GEMM(MultiplyAdd<float>, 1, kTilePixels)

@@ -45,7 +45,8 @@ struct PairMultiplyAdd {
   using Element = uint32_t;
   static PINMEM_INLINE void step(Vec<float>& sum, Vec<uint32_t> a, Vec<uint32_t> b) {
 #if defined(__AVX512F__)
-    // Not the intrinsic: that wants the whole file compiled for AVX512_BF16, which the caller asks for.
+    // Not the intrinsic: that wants the whole file compiled for AVX512_BF16, which the caller asks
+    // for.
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
     const auto low = [](Vec<uint32_t> pair) { return bit_cast<Vec<float>>(pair << 16); };

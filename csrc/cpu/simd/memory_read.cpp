@@ -51,8 +51,7 @@ void forward(const MemoryRead<T>& op, int64_t begin, int64_t end, T* readout, T*
     store_tile(op.pixels, at, here.s, all_channels(scores, op.slots));
     store_native<Last, A>(op.pixels, at, Channels<T>{readout, 2 * channels, 0, channels},
                           [&](int64_t row, int64_t i, int64_t from) {
-                            return load<A>(x.native() + from) *
-                                   per_pixel<Last>(here.scale, row, i);
+                            return load<A>(x.native() + from) * per_pixel<Last>(here.scale, row, i);
                           });
     expand<Last>(op, here.a, context, false);
     store_native<Last, A>(op.pixels, at, Channels<T>{readout, 2 * channels, channels, channels},
@@ -90,8 +89,8 @@ void backward(const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad, int6
       softmax_backward(here.a, ds, slots, here.columns, ds);
       if (all) add_outer(here.a, slots, dc.rows, stride, grad_memory);
       if (grad_query != nullptr) {
-        load_native<Last>(op.pixels, at,
-                          Channels<const T>{grad.readout, 2 * channels, 0, channels}, e);
+        load_native<Last>(op.pixels, at, Channels<const T>{grad.readout, 2 * channels, 0, channels},
+                          e);
       }
     } else {
       fill(ds, slots * kPixels, A{0});
@@ -136,8 +135,8 @@ void memory_read(const MemoryRead<T>& op, int64_t begin, int64_t end, T* readout
 
 template <class T>
 void memory_read_backward(const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad,
-                          int64_t begin, int64_t end, T* grad_query,
-                          accumulator_t<T>* grad_memory, char* memory) {
+                          int64_t begin, int64_t end, T* grad_query, accumulator_t<T>* grad_memory,
+                          char* memory) {
   if (op.pixels.channels_last) {
     backward<true>(op, grad, begin, end, grad_query, grad_memory, memory);
   } else {
@@ -218,13 +217,13 @@ void memory_read_double_backward(const MemoryRead<T>& op, const MemoryReadCotang
   }
 }
 
-#define PINMEM_MEMORY_READ(T)                                                                   \
-  template int64_t memory_read_scratch<T>(int64_t, int64_t);                                    \
-  template void memory_read<T>(const MemoryRead<T>&, int64_t, int64_t, T*, T*, char*);          \
-  template void memory_read_backward<T>(const MemoryRead<T>&, const MemoryReadCotangents<T>&,   \
-                                        int64_t, int64_t, T*, accumulator_t<T>*, char*);        \
-  template void memory_read_double_backward<T>(                                                 \
-      const MemoryRead<T>&, const MemoryReadCotangents<T>&, const MemoryReadDirections<T>&,     \
+#define PINMEM_MEMORY_READ(T)                                                                 \
+  template int64_t memory_read_scratch<T>(int64_t, int64_t);                                  \
+  template void memory_read<T>(const MemoryRead<T>&, int64_t, int64_t, T*, T*, char*);        \
+  template void memory_read_backward<T>(const MemoryRead<T>&, const MemoryReadCotangents<T>&, \
+                                        int64_t, int64_t, T*, accumulator_t<T>*, char*);      \
+  template void memory_read_double_backward<T>(                                               \
+      const MemoryRead<T>&, const MemoryReadCotangents<T>&, const MemoryReadDirections<T>&,   \
       int64_t, int64_t, T*, T*, T*, accumulator_t<T>*, char*);
 PINMEM_MEMORY_READ(double)
 PINMEM_MEMORY_READ(float)

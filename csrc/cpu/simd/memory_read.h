@@ -6,10 +6,11 @@
 
 namespace pinmem {
 
-/// What every pass of memory_read reads. The memory [K,C] comes as the left operand of products with
-/// its rows as rows (`memory`) and with its columns as rows (`memory_t`), both in panels, and as the
-/// right one (`memory_rows`), in padded rows. Where the CPU multiplies pairs of bfloat16 and the map
-/// is of them, with an even number of channels, `memory_pairs` is `memory` as pairs, else null.
+/// What every pass of memory_read reads. The memory [K,C] comes as the left operand of products
+/// with its rows as rows (`memory`) and with its columns as rows (`memory_t`), both in panels, and
+/// as the right one (`memory_rows`), in padded rows. Where the CPU multiplies pairs of bfloat16 and
+/// the map is of them, with an even number of channels, `memory_pairs` is `memory` as pairs, else
+/// null.
 template <class T>
 struct MemoryRead {
   using A = accumulator_t<T>;
@@ -47,7 +48,8 @@ PINMEM_KERNEL(template <class T> void memory_read(const MemoryRead<T>& op, int64
                                                   int64_t end, T* readout, T* scores,
                                                   char* scratch))
 
-// Tiles [begin, end) of grad_query, and their share of grad_memory, [K, padded C]. Null: not needed.
+// Tiles [begin, end) of grad_query, and their share of grad_memory, [K, padded C]. Null: not
+// needed.
 PINMEM_KERNEL(template <class T> void memory_read_backward(
     const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad, int64_t begin, int64_t end,
     T* grad_query, accumulator_t<T>* grad_memory, char* scratch))

@@ -20,8 +20,8 @@ int64_t sum_columns(int64_t channels, int64_t slots, int parts) {
 /// The tiles of both derivatives.
 template <class A>
 struct Cotangents {
-  A *d, *ds;   // D [O] and behind it ds [K]
-  A *e, *rows; // [C], and pixel by pixel the features and slot weights of a sum
+  A *d, *ds;    // D [O] and behind it ds [K]
+  A *e, *rows;  // [C], and pixel by pixel the features and slot weights of a sum
   int64_t columns;
 
   Cotangents(Scratch& scratch, int64_t channels, int64_t slots, int64_t outputs, int parts)

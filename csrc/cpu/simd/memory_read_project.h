@@ -6,8 +6,8 @@ namespace pinmem {
 
 /// What every pass of memory_read_project reads, with the weight [W_q, W_c] [O,2C] and what the
 /// memory gives through it, P = M W_c^T [K,O]. All are left operands of products, in panels; a pass
-/// needs only some of them. Where the CPU multiplies pairs of bfloat16, the large ones come as pairs
-/// instead, and null in full.
+/// needs only some of them. Where the CPU multiplies pairs of bfloat16, the large ones come as
+/// pairs instead, and null in full.
 template <class T>
 struct MemoryReadProject {
   using A = accumulator_t<T>;
@@ -34,9 +34,8 @@ struct MemoryReadProjectDirections {
 };
 
 // Bytes of scratch memory that a call of the kernels below needs, aligned to 64.
-PINMEM_KERNEL(template <class T> int64_t memory_read_project_scratch(int64_t channels,
-                                                                     int64_t slots,
-                                                                     int64_t outputs))
+PINMEM_KERNEL(template <class T>
+              int64_t memory_read_project_scratch(int64_t channels, int64_t slots, int64_t outputs))
 
 // Tiles [begin, end) of the outputs.
 PINMEM_KERNEL(template <class T> void memory_read_project(const MemoryReadProject<T>& op,

@@ -30,6 +30,16 @@ void store_given(const Update<A>& state, A a, const A* x, A b, const A* y, int64
   store_row(between, state.channels, to + k * state.channels);
 }
 
+/// S.du (1 - momentum) / m, for a row du of a class that is present. Where u.du = 0, as u =
+/// momentum M
+/// + (1 - momentum) S / m, it is -momentum M.du: of the two the one in which less cancels.
+template <class T, class A>
+A sums_part(const MemoryUpdate<T>& op, const Update<A>& state, int64_t k, const A* du, A* between) {
+  const bool by_memory = state.by_memory[k] > A{0};
+  load_given(state, by_memory ? op.memory : op.sums, k, between);
+  return dot(between, du, state.stride) * (by_memory ? -state.keep[k] : state.share[k]);
+}
+
 /// A matrix [K,C] as it was given, zeros where it is absent.
 template <class T, class A>
 void load_all(const Update<A>& state, const T* matrix, A* to) {
@@ -61,7 +71,7 @@ template <class T>
 int64_t memory_update_scratch(int64_t slots, int64_t channels) {
   using A = accumulator_t<T>;
   const int64_t stride = padded<A>(channels), wide = padded<A>(slots);
-  const int64_t state = 4 * slots * (stride + 1) + 2 * wide * (slots + channels) +
+  const int64_t state = slots * (4 * stride + 5) + 2 * wide * (slots + channels) +
                         3 * slots * slots + (slots + kPanelRows) * (channels + 3 * slots);
   const int64_t rooms = 3 * slots * stride + 4 * stride + 2 * slots * wide;
   return (state + rooms + 32 * 16) * static_cast<int64_t>(sizeof(A));
@@ -75,18 +85,14 @@ void memory_update(const MemoryUpdate<T>& op, T* new_memory, T* divergence, T* c
   const Update<A> state(scratch, op.slots, op.channels);
   form(op, state);
   store_all(state, state.normal, new_memory);
-  A overlap{0}, loss{0};
+  double overlap = 0, loss = 0;
   for (int64_t k = 0; k < op.slots; ++k) {
-    A row{0};
-    for (int64_t j = 0; j < op.slots; ++j) {
-      row += state.grows(k, j) ? state.similarities(k)[j] : A{0};
-    }
-    overlap += row;
+    overlap += sum_growing(state.similarities(k), state.similarities(k), state.wide);
     const A own = state.logits(k)[k];
     loss += softmax_row(state.logits(k), op.slots, state.wide) - own;
   }
-  *divergence = from_acc<T>(overlap * state.per_pair());
-  *classification = from_acc<T>(loss / static_cast<A>(op.slots));
+  *divergence = from_acc<T>(static_cast<A>(overlap) * state.per_pair());
+  *classification = from_acc<T>(static_cast<A>(loss) / static_cast<A>(op.slots));
 }
 
 template <class T>
@@ -98,42 +104,38 @@ void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotange
   const Update<A> state(scratch, slots, op.channels);
   const int64_t stride = state.stride;
   A* dn = scratch.take<A>(slots * stride);
-  A* sums = scratch.take<A>(stride);
   A* row = scratch.take<A>(stride);
   form(op, state);
 
-  // L = (P - 1) / K is the slope in Z, X that in G: dN = gN + [L, X] [W; N], by way of [X, L].
+  // dN = gN + X N + L W with the slopes X in G and L in Z.
   const A pull = 2 * scalar(grad.divergence) * state.per_pair();
   const A push = scalar(grad.classification) / static_cast<A>(slots);
   for (int64_t k = 0; k < slots; ++k) {
     softmax_row(state.logits(k), slots, state.wide);
     for (int64_t j = 0; j < slots; ++j) {
-      state.left_row(k, 0)[j] = state.grows(k, j) ? pull : A{0};
-      state.left_row(k, 1)[j] = push * (state.logits(k)[j] - (j == k ? A{1} : A{0}));
+      state.left_row(k, 1)[j] = state.similarities(k)[j] >= A{0} ? pull : A{0};
+      state.left_row(k, 2)[j] = push * (state.logits(k)[j] - (j == k ? A{1} : A{0}));
     }
   }
   load_all(state, grad.memory, dn);
-  state.multiply_rows(state.beside(2), state.normal, stride, dn, true);
-  A* dw = state.moving;
-  state.multiply_rows(state.turned(1), state.normal, stride, dw, false);
-  store_all(state, dw, to.weight);
-  store_column_sums(state, 1, to.bias);
+  state.multiply_rows(state.beside(1), state.normal, stride, dn, true);
+  state.multiply_rows(state.turned(2), state.normal, stride, state.moving, false);
+  store_all(state, state.moving, to.weight);
+  store_column_sums(state, 2, to.bias);
 
   for (int64_t k = 0; k < slots; ++k) {
     A* du = dn + k * stride;
     along_sphere(state, k, du, du);
     store_given(state, state.keep[k], du, A{0}, du, k, row, to.memory);
     store_given(state, state.share[k], du, A{0}, du, k, row, to.sums);
-    load_given(state, op.sums, k, sums);
     const A mass = to_acc<A>(op.mass[k]);
-    to.mass[k] = from_acc<T>(mass > A{0} ? -state.share[k] / mass * dot(sums, du, stride) : A{0});
+    to.mass[k] = from_acc<T>(mass > A{0} ? -sums_part(op, state, k, du, row) / mass : A{0});
   }
 }
 
 /// All that backward computes, moved along the directions.
 template <class T>
-void memory_update_double_backward(const MemoryUpdate<T>& op,
-                                   const MemoryUpdateCotangents<T>& grad,
+void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
                                    const MemoryUpdateInputs<const T>& direction, T* gg_new_memory,
                                    T* gg_divergence, T* gg_classification,
                                    const MemoryUpdateInputs<T>& to, char* memory) {
@@ -144,7 +146,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op,
   const int64_t stride = state.stride, wide = state.wide;
   A* dn = scratch.take<A>(slots * stride);
   A* moved_dn = scratch.take<A>(slots * stride);
-  A* along = scratch.take<A>(slots);  // N.u' of every slot
+  A* along = scratch.take<A>(slots);             // N.u' of every slot
   A* moved = scratch.take<A>(slots * 2 * wide);  // how G and Z move
   A* sums = scratch.take<A>(stride);
   A* moved_sums = scratch.take<A>(stride);
@@ -173,34 +175,78 @@ void memory_update_double_backward(const MemoryUpdate<T>& op,
 
   const A pull = 2 * scalar(grad.divergence) * state.per_pair();
   const A push = scalar(grad.classification) / static_cast<A>(slots);
-  A overlap{0}, loss{0};
+  double overlap = 0, loss = 0;
   for (int64_t k = 0; k < slots; ++k) {
     const A* p = state.logits(k);
     A* z = moved + k * 2 * wide + wide;
     softmax_row(state.logits(k), slots, wide);
-    A mean{0}, part{0};
-    for (int64_t j = 0; j < slots; ++j) {
-      z[j] += direction.bias != nullptr ? to_acc<A>(direction.bias[j]) : A{0};
-      mean += p[j] * z[j];
-      part += state.grows(k, j) ? moved[k * 2 * wide + j] : A{0};
+    for (int64_t j = 0; j < slots && direction.bias != nullptr; ++j) {
+      z[j] += to_acc<A>(direction.bias[j]);
     }
-    overlap += part;
+    const A mean = dot(p, z, wide);
     loss += mean - z[k];
+    overlap += sum_growing(state.similarities(k), moved + k * 2 * wide, wide);
     for (int64_t j = 0; j < slots; ++j) {
       state.left_row(k, 0)[j] = push * p[j] * (z[j] - mean);  // L'
-      state.left_row(k, 1)[j] = state.grows(k, j) ? pull : A{0};
+      state.left_row(k, 1)[j] = state.similarities(k)[j] >= A{0} ? pull : A{0};
       state.left_row(k, 2)[j] = push * (p[j] - (j == k ? A{1} : A{0}));
     }
   }
-  *gg_divergence = from_acc<T>(overlap * state.per_pair());
-  *gg_classification = from_acc<T>(loss / static_cast<A>(slots));
+  *gg_divergence = from_acc<T>(static_cast<A>(overlap) * state.per_pair());
+  *gg_classification = from_acc<T>(static_cast<A>(loss) / static_cast<A>(slots));
   store_column_sums(state, 0, to.bias);
 
-  // dN = gN + X N + L W moves by L' W + X N' + L W', dW = L^T N by L'^T N + L^T N'.
-  state.multiply_rows(state.beside(3), state.weight, stride, moved_dn, false);
+  // dN = gN + X N + L W moves by L' W + X N' + L W', and dW = L^T N by L'^T N + L^T N'.
+  state.multiply_rows(state.beside(0), state.weight, stride, moved_dn, false);
   load_all(state, grad.memory, dn);
-  const Matrix<A> beside = state.beside(3);
-  state.multiply_rows(columns(beside, slots), state.normal, stride, dn, true);
+  state.multiply_rows(state.beside(1), state.normal, stride, dn, true);
+  A* dw = state.weight;  // the weight has been read
+  state.multiply_rows(state.turned(0), state.normal, stride, dw, false);
+  state.multiply_rows(state.turned(2), state.moving, stride, dw, true);
+  store_all(state, dw, to.weight);
+
+  for (int64_t k = 0; k < slots; ++k) {
+    // du = (dN - N (N.dN)) / |u| moves as 1 / |u|, dN and both N do.
+    A* du = dn + k * stride;
+    A* moved_du = moved_dn + k * stride;
+    const A* n = state.normal + k * stride;
+    const A* moved_n = state.moving + k * stride;
+    const A turn = (dot(moved_n, du, stride) + dot(n, moved_du, stride)) * state.curved[k];
+    const A part = along_sphere(state, k, du, du);
+    combine(A{1}, moved_du, -part, moved_n, stride, moved_du);
+    combine(A{1}, moved_du, -turn, n, stride, moved_du);
+    combine(A{1}, moved_du, -along[k], du, stride, moved_du);
+    combine(state.inverse[k], moved_du, A{0}, moved_du, stride, moved_du);
+
+    const A mass = to_acc<A>(op.mass[k]);
+    const bool present = mass > A{0};
+    const A rate =
+        present && direction.mass != nullptr ? to_acc<A>(direction.mass[k]) / mass : A{0};
+    store_given(state, state.keep[k], moved_du, A{0}, du, k, row, to.memory);
+    store_given(state, state.share[k], moved_du, -state.share[k] * rate, du, k, row, to.sums);
+    // As in sums_part.
+    const bool by_memory = state.by_memory[k] > A{0};
+    load_given(state, by_memory ? op.memory : op.sums, k, sums);
+    load_given(state, by_memory ? direction.memory : direction.sums, k, moved_sums);
+    const A fixed = dot(sums, du, stride);
+    const A moving = dot(moved_sums, du, stride) + dot(sums, moved_du, stride);
+    const A slope = by_memory ? state.keep[k] * (moving - rate * fixed)
+                              : state.share[k] * (2 * rate * fixed - moving);
+    to.mass[k] = from_acc<T>(present ? slope / mass : A{0});
+  }
 }
+
+#define PINMEM_MEMORY_UPDATE(T)                                                 \
+  template int64_t memory_update_scratch<T>(int64_t, int64_t);                  \
+  template void memory_update<T>(const MemoryUpdate<T>&, T*, T*, T*, char*);    \
+  template void memory_update_backward<T>(const MemoryUpdate<T>&,               \
+                                          const MemoryUpdateCotangents<T>&,     \
+                                          const MemoryUpdateInputs<T>&, char*); \
+  template void memory_update_double_backward<T>(                               \
+      const MemoryUpdate<T>&, const MemoryUpdateCotangents<T>&,                 \
+      const MemoryUpdateInputs<const T>&, T*, T*, T*, const MemoryUpdateInputs<T>&, char*);
+PINMEM_MEMORY_UPDATE(double)
+PINMEM_MEMORY_UPDATE(float)
+PINMEM_MEMORY_UPDATE(bfloat16)
 
 }  // namespace pinmem::PINMEM_ISA

@@ -17,8 +17,8 @@ PINMEM_INLINE Vec<uint32_t> round_up_half(Vec<float> v) {
 /// Pairs of rows, the right operand of products over the rows: [rows / 2 rounded up, kPixels].
 inline void pair_rows(const float* tile, int64_t rows, uint32_t* pairs) {
   for (int64_t row = 0; row < rows; row += 2) {
-    for (int p = 0; p < kPixels; p += kLanes<float>, tile += kLanes<float>,
-             pairs += kLanes<float>) {
+    for (int p = 0; p < kPixels;
+         p += kLanes<float>, tile += kLanes<float>, pairs += kLanes<float>) {
       auto pair = round_up_half(load<float>(tile)) >> 16;
       if (row + 1 < rows) pair |= round_up_half(load<float>(tile + kPixels));
       store<uint32_t>(pairs, pair);

@@ -134,7 +134,8 @@ PINMEM_INLINE void for_vectors(int64_t rows, const Body& body) {
 /// to += from.
 template <class A>
 inline void add_tile(const A* from, int64_t rows, A* to) {
-  for_vectors<A>(rows, [&](int64_t i, int) { store<A>(to + i, load<A>(to + i) + load<A>(from + i)); });
+  for_vectors<A>(rows,
+                 [&](int64_t i, int) { store<A>(to + i, load<A>(to + i) + load<A>(from + i)); });
 }
 
 }  // namespace pinmem::PINMEM_ISA

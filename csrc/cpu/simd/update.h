@@ -37,7 +37,7 @@ inline void store_row(const A* from, int64_t count, T* to) {
 /// One row [K]: z becomes softmax(z); returns log of the sum of exponentials.
 template <class A>
 inline A softmax_row(A* z, int64_t slots, int64_t wide) {
-  fill(z + slots, wide - slots, -__builtin_huge_val());
+  fill(z + slots, wide - slots, static_cast<A>(-__builtin_huge_val()));
   Vec<A> largest = load<A>(z);
   for (int64_t i = kLanes<A>; i < wide; i += kLanes<A>) largest = vmax<A>(largest, load<A>(z + i));
   const A top = reduce_max<A>(largest);
@@ -52,22 +52,24 @@ inline A softmax_row(A* z, int64_t slots, int64_t wide) {
   return top + vlog<A>(splat<A>(total))[0];
 }
 
-/// The new memory and what the losses are made of. The names are those of docs/math.md 4: u the moved
-/// memory, N = u / |u| the new one, G = N N^T, Z = N W^T + b, P = softmax(Z). Matrices [K,C] lie in
-/// padded rows of `stride` elements, matrices [K,K] in rows of `wide`, of `products` of 2 `wide`.
+/// The new memory and what the losses are made of. The names are those of docs/math.md 4: u the
+/// moved memory, N = u / |u| the new one, G = N N^T, Z = N W^T + b, P = softmax(Z). Matrices [K,C]
+/// lie in padded rows of `stride` elements, matrices [K,K] in rows of `wide`, of `products` of 2
+/// `wide`.
 template <class A>
 struct Update {
   int64_t slots, channels, stride, wide;
-  A *normal, *weight;  // N and W, one behind the other
-  A *moving, *turning; // behind these, room for how they move
-  A* inverse;          // 1 / max(|u|, 1e-12)
-  A* curved;           // 1, or 0 where |u| is so small that N is linear in u
-  A* keep;             // what of the memory stays: momentum, or 1 where the class is absent
-  A* share;            // what of the sums comes in: (1 - momentum) / mass, or 0
-  A* products;         // [K, 2 wide]: G and Z
-  A* left;             // room for a left operand [K, 3 K],
-  A* panels;           // for one in panels,
-  A* right;            // and for a right one [C, 2 wide]
+  A *normal, *weight;   // N and W, one behind the other
+  A *moving, *turning;  // behind these, room for how they move
+  A* inverse;           // 1 / max(|u|, 1e-12)
+  A* curved;            // 1, or 0 where |u| is so small that N is linear in u
+  A* keep;              // what of the memory stays: momentum, or 1 where the class is absent
+  A* share;             // what of the sums comes in: (1 - momentum) / mass, or 0
+  A* by_memory;         // 1 where u.du = 0 makes the products of S shorter ones of M, else 0
+  A* products;          // [K, 2 wide]: G, its diagonal and padding -1, and Z
+  A* left;              // room for a left operand [K, 3 K],
+  A* panels;            // for one in panels,
+  A* right;             // and for a right one [C, 2 wide]
 
   Update(Scratch& scratch, int64_t k, int64_t c)
       : slots(k),
@@ -82,6 +84,7 @@ struct Update {
         curved(scratch.take<A>(k)),
         keep(scratch.take<A>(k)),
         share(scratch.take<A>(k)),
+        by_memory(scratch.take<A>(k)),
         products(scratch.take<A>(k * 2 * wide)),
         left(scratch.take<A>(3 * k * k)),
         panels(scratch.take<A>((k + kPanelRows) * (c > 3 * k ? c : 3 * k))),
@@ -91,19 +94,19 @@ struct Update {
   A* logits(int64_t k) const { return products + k * 2 * wide + wide; }
   /// How much a pair of different slots counts in the divergence.
   A per_pair() const { return slots > 1 ? A{1} / static_cast<A>(slots * (slots - 1)) : A{0}; }
-  /// Whether max(0, G_ij) grows with G_ij (as in PyTorch, at 0 too).
-  bool grows(int64_t i, int64_t j) const { return i != j && similarities(i)[j] >= A{0}; }
-
-  /// to [K, columns] (+)= by right, `columns` padded.
+  /// to [K, columns] (+)= by rows, `columns` padded.
   void multiply_rows(const Matrix<A>& by, const A* rows, int64_t columns, A* to, bool add) const {
     pack_panels<A>(by, 0, (slots + kPanelRows - 1) / kPanelRows, panels);
     gemm_panels<MultiplyAdd<A>>(slots, columns, by.columns, panels, rows, columns, to, columns,
                                 add);
   }
-  /// `parts` matrices [K,K] side by side in `left`, and the transpose of one.
-  Matrix<A> beside(int64_t parts) const { return {left, slots, parts * slots, 3 * slots, 1}; }
-  Matrix<A> turned(int64_t part) const { return {left + part * slots, slots, slots, 1, 3 * slots}; }
+  /// Three matrices [K,K] lie side by side in `left`: a row of one, all from one on, and one
+  /// turned.
   A* left_row(int64_t k, int64_t part) const { return left + (3 * k + part) * slots; }
+  Matrix<A> beside(int64_t part) const {
+    return {left_row(0, part), slots, (3 - part) * slots, 3 * slots, 1};
+  }
+  Matrix<A> turned(int64_t part) const { return {left_row(0, part), slots, slots, 1, 3 * slots}; }
 
   /// to [K, 2 wide] (+)= m [u^T, v^T] for matrices [K,C].
   void cross(const A* m, const A* u, const A* v, A* to, bool add = false) const {
@@ -114,13 +117,26 @@ struct Update {
   }
 };
 
-/// The derivative of N = u / |u|, for one row: to = (e - N (N.e)) / |u|; returns N.e, or 0 where N is
-/// linear in u. `to` may be e.
+/// The sum of the values [wide] at the similarities that max(0, G_ij) grows with (as in PyTorch, at
+/// 0 too).
+template <class A>
+inline A sum_growing(const A* similarities, const A* values, int64_t wide) {
+  Vec<A> sum{};
+  for (int64_t i = 0; i < wide; i += kLanes<A>) {
+    sum += load<A>(similarities + i) >= A{0} ? load<A>(values + i) : Vec<A>{};
+  }
+  return reduce_add<A>(sum);
+}
+
+/// The derivative of N = u / |u|, for one row: to = (e - N (N.e)) / |u|; returns N.e, or 0 where N
+/// is linear in u. `to` may be e.
 template <class A>
 inline A along_sphere(const Update<A>& state, int64_t k, const A* e, A* to) {
   const A* n = state.normal + k * state.stride;
   const A part = dot(n, e, state.stride) * state.curved[k];
-  combine(state.inverse[k], e, -state.inverse[k] * part, n, state.stride, to);
+  for (int64_t i = 0; i < state.stride; i += kLanes<A>) {
+    store<A>(to + i, (load<A>(e + i) - part * load<A>(n + i)) * state.inverse[k]);
+  }
   return part;
 }
 
@@ -136,19 +152,28 @@ inline void form(const MemoryUpdate<T>& op, const Update<A>& to) {
     const A mass = to_acc<A>(op.mass[k]);
     to.keep[k] = mass > A{0} ? momentum : A{1};
     to.share[k] = mass > A{0} ? (A{1} - momentum) / mass : A{0};
+    A memory_part{0}, sums_part{0};
     if (mass > A{0}) {
       load_row(op.sums + k * to.channels, to.channels, to.stride, sums);
+      memory_part = momentum * momentum * dot(u, u, to.stride);
+      sums_part = to.share[k] * to.share[k] * dot(sums, sums, to.stride);
       combine(momentum, u, to.share[k], sums, to.stride, u);
     }
     const A norm = vsqrt<A>(splat<A>(dot(u, u, to.stride)))[0];
     constexpr A smallest = static_cast<A>(kSmallestNorm);
+    const A divisor = norm > smallest ? norm : smallest;
+    to.inverse[k] = A{1} / divisor;
     to.curved[k] = norm > smallest ? A{1} : A{0};
-    to.inverse[k] = A{1} / (norm > smallest ? norm : smallest);
-    combine(to.inverse[k], u, A{0}, u, to.stride, u);
+    to.by_memory[k] = norm > smallest && memory_part < sums_part ? A{1} : A{0};
+    for (int64_t i = 0; i < to.stride; i += kLanes<A>) {
+      store<A>(u + i, load<A>(u + i) / divisor);
+    }
   }
   to.cross(to.normal, to.normal, to.weight, to.products);
   for (int64_t k = 0; k < to.slots; ++k) {
     for (int64_t j = 0; j < to.slots; ++j) to.logits(k)[j] += to_acc<A>(op.bias[j]);
+    to.similarities(k)[k] = A{-1};
+    fill(to.similarities(k) + to.slots, to.wide - to.slots, A{-1});
   }
 }
 

@@ -100,7 +100,8 @@ PINMEM_INLINE Vec<A> load(const T* p) {
     std::memcpy(&half, p, sizeof(half));
     // Of __builtin_convertvector GCC makes four instructions here.
 #if defined(__AVX512F__)
-    const auto wide = bit_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(kAll, bit_cast<__m256i>(half)));
+    const auto wide =
+        bit_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(kAll, bit_cast<__m256i>(half)));
 #elif defined(__AVX2__)
     const auto wide = bit_cast<Vec<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(half)));
 #else

@@ -1,0 +1,129 @@
+#include "simd/memory_update.h"
+
+#include "matrices.h"
+#include "tensor.h"
+
+namespace pinmem {
+namespace {
+
+void check_shaped(const char* name, const Tensor& tensor, const Tensor& memory, int64_t dim) {
+  check_contiguous(name, tensor);
+  STD_TORCH_CHECK(tensor.dim() == dim && tensor.size(0) == memory.size(0) &&
+                      (dim == 1 || tensor.size(1) == memory.size(1)) &&
+                      tensor.scalar_type() == memory.scalar_type(),
+                  name, ": expected ", dim == 1 ? "[K]" : "[K,C]", " of the memory's type");
+}
+
+/// The inputs of every pass, checked.
+template <class T>
+MemoryUpdate<T> operands(const Tensor& memory, const Tensor& sums, const Tensor& mass,
+                         const Tensor& weight, const Tensor& bias, double momentum) {
+  STD_TORCH_CHECK(memory.dim() == 2 && memory.numel() > 0, "memory: expected [K >= 1, C >= 1]");
+  check_contiguous("memory", memory);
+  check_shaped("sums", sums, memory, 2);
+  check_shaped("mass", mass, memory, 1);
+  check_shaped("weight", weight, memory, 2);
+  check_shaped("bias", bias, memory, 1);
+  return {memory.size(0), memory.size(1),  read<T>(memory), read<T>(sums),
+          read<T>(mass),  read<T>(weight), read<T>(bias),   momentum};
+}
+
+template <class T>
+MemoryUpdateCotangents<T> cotangents(const Tensor& memory, const MaybeTensor& grad_memory,
+                                     const MaybeTensor& grad_divergence,
+                                     const MaybeTensor& grad_classification) {
+  if (grad_memory) check_shaped("grad_memory", *grad_memory, memory, 2);
+  return {read<T>(grad_memory), read<T>(grad_divergence), read<T>(grad_classification)};
+}
+
+template <class T>
+Buffer<char> scratch_of(const MemoryUpdate<T>& op) {
+  return Buffer<char>(PINMEM_CALL(memory_update_scratch<T>)(op.slots, op.channels));
+}
+
+Tensor scalar_like(const Tensor& tensor) { return empty({}, tensor.scalar_type()); }
+
+Tensor matrix_like(const Tensor& tensor) {
+  return empty({tensor.size(0), tensor.size(1)}, tensor.scalar_type());
+}
+
+/// The gradients of the five inputs.
+struct Gradients {
+  explicit Gradients(const Tensor& like)
+      : memory(matrix_like(like)),
+        sums(matrix_like(like)),
+        mass(empty({like.size(0)}, like.scalar_type())),
+        weight(matrix_like(like)),
+        bias(empty({like.size(0)}, like.scalar_type())) {}
+
+  template <class T>
+  MemoryUpdateInputs<T> data() const {
+    return {write<T>(memory), write<T>(sums), write<T>(mass), write<T>(weight), write<T>(bias)};
+  }
+
+  Tensor memory, sums, mass, weight, bias;
+};
+
+std::tuple<Tensor, Tensor, Tensor> memory_update(Tensor memory, Tensor sums, Tensor mass,
+                                                 Tensor weight, Tensor bias, double momentum) {
+  const Tensor new_memory = matrix_like(memory);
+  const Tensor divergence = scalar_like(memory), classification = scalar_like(memory);
+  dispatch_floats("memory", memory, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
+    PINMEM_CALL(memory_update<T>)(op, write<T>(new_memory), write<T>(divergence),
+                                  write<T>(classification), scratch_of(op).data());
+  });
+  return {new_memory, divergence, classification};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_update_backward(
+    MaybeTensor grad_memory, MaybeTensor grad_divergence, MaybeTensor grad_classification,
+    Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias, double momentum) {
+  const Gradients to(memory);
+  dispatch_floats("memory", memory, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
+    const auto grad = cotangents<T>(memory, grad_memory, grad_divergence, grad_classification);
+    PINMEM_CALL(memory_update_backward<T>)(op, grad, to.data<T>(), scratch_of(op).data());
+  });
+  return {to.memory, to.sums, to.mass, to.weight, to.bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+memory_update_double_backward(MaybeTensor gg_memory, MaybeTensor gg_sums, MaybeTensor gg_mass,
+                              MaybeTensor gg_weight, MaybeTensor gg_bias, MaybeTensor grad_memory,
+                              MaybeTensor grad_divergence, MaybeTensor grad_classification,
+                              Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias,
+                              double momentum) {
+  if (gg_memory) check_shaped("gg_memory", *gg_memory, memory, 2);
+  if (gg_sums) check_shaped("gg_sums", *gg_sums, memory, 2);
+  if (gg_mass) check_shaped("gg_mass", *gg_mass, memory, 1);
+  if (gg_weight) check_shaped("gg_weight", *gg_weight, memory, 2);
+  if (gg_bias) check_shaped("gg_bias", *gg_bias, memory, 1);
+  const Gradients to(memory);
+  const Tensor gg_new_memory = matrix_like(memory);
+  const Tensor gg_divergence = scalar_like(memory), gg_classification = scalar_like(memory);
+  dispatch_floats("memory", memory, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
+    const auto grad = cotangents<T>(memory, grad_memory, grad_divergence, grad_classification);
+    const MemoryUpdateInputs<const T> direction{read<T>(gg_memory), read<T>(gg_sums),
+                                                read<T>(gg_mass), read<T>(gg_weight),
+                                                read<T>(gg_bias)};
+    PINMEM_CALL(memory_update_double_backward<T>)(
+        op, grad, direction, write<T>(gg_new_memory), write<T>(gg_divergence),
+        write<T>(gg_classification), to.data<T>(), scratch_of(op).data());
+  });
+  return {gg_new_memory, gg_divergence, gg_classification, to.memory,
+          to.sums,       to.mass,       to.weight,         to.bias};
+}
+
+}  // namespace
+}  // namespace pinmem
+
+STABLE_TORCH_LIBRARY_IMPL(pinmem_cpu, CPU, m) {
+  m.impl("memory_update", TORCH_BOX(&pinmem::memory_update));
+  m.impl("memory_update_backward", TORCH_BOX(&pinmem::memory_update_backward));
+  m.impl("memory_update_double_backward", TORCH_BOX(&pinmem::memory_update_double_backward));
+}
