@@ -83,7 +83,7 @@ def test_large_values_stay_finite(op: str) -> None:
 def test_ties_go_to_the_lowest_class() -> None:
     logits = torch.zeros(1, 5, 3, 3)
     target = torch.full((1, 9, 9), 2, dtype=torch.uint8)
-    for backend in ("reference", "cpu", *(() if torch.cuda.is_available() else ("triton",))):
+    for backend in ("reference", "cpu"):
         with pinmem.backend(backend):
             counts = ops.upsampled_confusion(logits, target)
         assert counts[2, 0] == 81 and counts.sum() == 81, backend
