@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Each test process stays on one thread; tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: venv build test pytest lint format train sanitize packaging-check clean
+.PHONY: venv build test pytest lint format train sanitize packaging-check gpu-check clean
 
 venv: $(VENV)/.installed
 
@@ -59,6 +59,10 @@ sanitize: venv
 # Installs in fresh environments in every way there is; takes minutes and fetches torch.
 packaging-check:
 	PYTHON=$(PYTHON) tests/packaging_check.sh
+
+# All that a GPU is for, in ten minutes, with what is installed; SMOKE=1 rehearses it on a CPU.
+gpu-check:
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(if $(SMOKE),--smoke)
 
 clean:
 	rm -rf build dist *.egg-info pinmem/_cpu.so pinmem/_cuda.so pinmem/_build.txt

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from pinmem.kernels.maps import (
-    accumulator,
     cast,
     dot,
     load_channels,
     load_rows,
-    padded,
-    runs_of,
     softmax_rows,
 )
-from torch import Tensor
 
 
 @triton.jit
@@ -88,26 +82,3 @@ def score_gradients(a, a_1, da, da_1):
     centred = da - tl.sum(a * da, 1)[:, None]
     mean_1 = tl.sum(a_1 * da + a * da_1, 1)
     return a * centred, a_1 * centred + a * (da_1 - mean_1[:, None])
-
-
-def config_of(query: Tensor, memory: Tensor) -> dict[str, Any]:
-    """Compile-time arguments: tiles whose scores take 16 to 32 accumulators a thread."""
-    slots, channels = memory.shape
-    wide, double = padded(slots) > 64, query.element_size() == 8
-    return {
-        "C": channels,
-        "K": slots,
-        "CHANNELS_LAST": runs_of(query).channels_last,
-        "ACC": accumulator(query.dtype),
-        "BLOCK_N": (32 if wide else 64) // (2 if double else 1),
-        "BLOCK_C": min(padded(channels), 128 // query.element_size()),
-        "BLOCK_K": padded(slots),
-        "num_warps": 8 if padded(slots) > 128 else 4,
-    }
-
-
-def config_of_project(query: Tensor, memory: Tensor, weight: Tensor) -> dict[str, Any]:
-    """The blocks of the reading, and how many outputs a program projects to at once."""
-    outputs = weight.shape[0]
-    most = 256 if query.element_size() == 2 else 64
-    return config_of(query, memory) | {"OUT": outputs, "BLOCK_O": min(padded(outputs), most)}

@@ -9,6 +9,7 @@ its lanes, classes in registers, and walks down the rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ def tiles_of(corner, low, high, TILE: tl.constexpr):
 
 @triton.jit
 def complete_corners(first, end, low, high):
-    """The first and the last corner whose pixels all lie in [first, end), where no cell is empty."""
+    """The first and last corner whose pixels all lie in [first, end); no cell may be empty."""
     first_cell, last_cell = cell_of(first, low, high), cell_of(end - 1, low, high)
     from_corner = first_cell + tl.where(start_of(first_cell, low, high) < first, 2, 1)
     to_corner = last_cell - tl.where(start_of(last_cell + 1, low, high) > end, 1, 0)
@@ -253,3 +254,33 @@ def fold(tile, columns, plan, STEPS: tl.constexpr):
         to_right = multiply_add(take_columns(to_right, other), same_cell, to_right)
     from_before = take_columns(to_right, before) * has_before[None, :]
     return multiply_add(take_columns(to_left, here), has_here, from_before)
+
+
+def upsamplings() -> Iterator[tuple[str, bool, Tensor, Tensor, Tensor | None]]:
+    """Logits, labels and class weights (meta tensors) of every configuration there is to compile.
+
+    With each a label, and whether it is a typical one.
+    """
+    shapes = [(dtype, 19, 192, 768) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    shapes += [(torch.bfloat16, 19, 48, 768), (torch.float16, 19, 192, 768)]
+    # Every block of classes at its fullest; an axis that shrinks; coordinates of 64 bits.
+    full = (16, 32, 64, 128, 256)
+    shapes += [(dtype, k, 192, 768) for dtype in (torch.float32, torch.float64) for k in full]
+    shapes += [(torch.bfloat16, 256, 192, 768)]
+    shapes += [(torch.float32, 19, 64, 32), (torch.float32, 19, 1 << 16, 1 << 16)]
+    for dtype, num_classes, low, high in shapes:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            last = memory_format == torch.channels_last
+            if last and num_classes != 19:
+                continue
+            logits = torch.empty((2, num_classes, low, low), dtype=dtype, device="meta")
+            labels = torch.int64 if dtype == torch.float64 else torch.uint8
+            target = torch.empty((2, high, high), dtype=labels, device="meta")
+            name = f"{str(dtype).removeprefix('torch.')} K={num_classes} {low}->{high}"
+            yield (
+                f"{name} channels_last" if last else name,
+                (dtype, num_classes, low) == (torch.bfloat16, 19, 192),
+                logits.contiguous(memory_format=memory_format),
+                target,
+                logits.new_empty(num_classes) if last else None,
+            )

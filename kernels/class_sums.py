@@ -10,16 +10,13 @@ the second time from a cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from pinmem.backends import triton_interpreted
-from pinmem.kernels.bilinear import as_index, load_labels, weight_of
-from pinmem.kernels.launch import launch
+from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
     accumulator,
     inverse_norm,
@@ -31,72 +28,13 @@ from pinmem.kernels.maps import (
     store_channels,
 )
 from pinmem.kernels.partials import add_share, add_shares, new_shares
+from pinmem.kernels.soft_labels import gather_rows, one_hot, soft_labels
+from torch import Tensor
+
+from pinmem.backends import triton_interpreted
 
 # Programs that share the sums, at most: two a multiprocessor of today's largest GPUs.
 _SHARES = 256
-
-
-@triton.jit
-def _soft_labels(
-    labels,
-    image,
-    pixel,
-    inside,
-    h,
-    w,
-    high,
-    wide,
-    ignore_index,
-    K: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    INDEX: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """The four labels around each pixel of a run, -1 for none, and their weights."""
-    h, w = as_index(h, INDEX), as_index(w, INDEX)
-    high, wide = as_index(high, INDEX), as_index(wide, INDEX)
-    if CHANNELS_LAST:
-        # The run is the whole batch.
-        image = pixel // (h.to(tl.int64) * w)
-        pixel = pixel - image * h * w
-    i, j = (pixel // w).to(INDEX), (pixel % w).to(INDEX)
-    # Along either axis features are the pixels, and labels the corners.
-    y = i * (high - 1) // tl.maximum(h - 1, 1)
-    x = j * (wide - 1) // tl.maximum(w - 1, 1)
-    down, right = weight_of(i, y, high, h, ACC), weight_of(j, x, wide, w, ACC)
-    up, left = 1.0 - down, 1.0 - right
-    top = (image.to(tl.int64) * high + y) * wide
-    bottom = (image.to(tl.int64) * high + tl.minimum(y + 1, high - 1)) * wide
-    x_after = tl.minimum(x + 1, wide - 1)
-    return (
-        load_labels(labels, top + x, inside, ignore_index, K),
-        load_labels(labels, top + x_after, inside, ignore_index, K),
-        load_labels(labels, bottom + x, inside, ignore_index, K),
-        load_labels(labels, bottom + x_after, inside, ignore_index, K),
-    ), (up * left, up * right, down * left, down * right)
-
-
-@triton.jit
-def _one_hot(label, weight, ACC: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The soft one-hot vectors as columns, [classes, pixels]."""
-    k = tl.arange(0, BLOCK_K)[:, None]
-    soft = tl.where(k == label[0][None, :], weight[0][None, :], 0.0)
-    for corner in tl.static_range(1, 4):
-        soft += tl.where(k == label[corner][None, :], weight[corner][None, :], 0.0)
-    return soft
-
-
-@triton.jit
-def _gather(rows, label, weight, first, C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The soft one-hot vectors times a matrix [K,C], channels ``first`` on: [pixels, BLOCK_C]."""
-    channel = first + tl.arange(0, BLOCK_C)
-    gathered = tl.zeros([label[0].shape[0], BLOCK_C], weight[0].dtype)
-    for corner in tl.static_range(4):
-        place = label[corner].to(tl.int64)[:, None] * C + channel[None, :]
-        mask = (label[corner] >= 0)[:, None] & (channel < C)[None, :]
-        row = tl.load(rows + place, mask=mask, other=0.0)
-        gathered += weight[corner][:, None] * row.to(gathered.dtype)
-    return gathered
 
 
 @triton.jit
@@ -140,7 +78,7 @@ def _sum(
         image, first, inside = pixel_block(index, blocks, total_blocks, pixels, BLOCK_N)
         pixel = first + tl.arange(0, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
-        label, weight = _soft_labels(
+        label, weight = soft_labels(
             labels, image, pixel, inside, h, w, high, wide, ignore_index, K, CHANNELS_LAST, INDEX,
             ACC,
         )  # fmt: skip
@@ -148,7 +86,7 @@ def _sum(
         x = load_channels(features, at, step, inside, 0, C, BLOCK_C).to(ACC)
         square = tl.sum(x * x, 1)
         if ORDER > 0:
-            e = _gather(grad_sums, label, weight, 0, C, BLOCK_C)
+            e = gather_rows(grad_sums, label, weight, 0, C, BLOCK_C)
             x_e = tl.sum(x * e, 1)
         if ORDER > 1:
             v = load_channels(tangent, at, step, inside, 0, C, BLOCK_C).to(ACC)
@@ -157,7 +95,7 @@ def _sum(
             x = load_channels(features, at, step, inside, tile * BLOCK_C, C, BLOCK_C).to(ACC)
             square += tl.sum(x * x, 1)
             if ORDER > 0:
-                e = _gather(grad_sums, label, weight, tile * BLOCK_C, C, BLOCK_C)
+                e = gather_rows(grad_sums, label, weight, tile * BLOCK_C, C, BLOCK_C)
                 x_e += tl.sum(x * e, 1)
             if ORDER > 1:
                 v = load_channels(tangent, at, step, inside, tile * BLOCK_C, C, BLOCK_C).to(ACC)
@@ -170,7 +108,7 @@ def _sum(
             q_v = tl.where(curved, x_v * r, 0.0)
             along_q = 3.0 * q_v * q_e - tl.where(curved, v_e, 0.0)
         if SUMS:
-            soft = _one_hot(label, weight, ACC, BLOCK_K)
+            soft = one_hot(label, weight, ACC, BLOCK_K)
             mass += tl.sum(soft, 1)
 
         for tile in range(TILES):
@@ -178,7 +116,7 @@ def _sum(
             if TILES > 1:
                 x = load_channels(features, at, step, inside, start, C, BLOCK_C).to(ACC)
                 if ORDER > 0:
-                    e = _gather(grad_sums, label, weight, start, C, BLOCK_C)
+                    e = gather_rows(grad_sums, label, weight, start, C, BLOCK_C)
                 if ORDER > 1:
                     v = load_channels(tangent, at, step, inside, start, C, BLOCK_C).to(ACC)
             q = x * r[:, None]
@@ -205,10 +143,11 @@ def _sum(
 
 
 def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, Any]:
-    """Compile-time arguments: tiles of at most 16 features and 64 sums a thread."""
+    """Compile-time arguments: tiles of at most 16 features and 64 sums a thread, 32 in order 2."""
     channels, block_k = features.shape[1], padded(num_classes)
     (h, w), (high, wide) = features.shape[2:], labels.shape[1:]
-    widest = min(256, 16384 // (1 if order == 1 else block_k))
+    sums = 1 if order == 1 else block_k
+    widest = min(256, (16384 if order == 0 else 8192) // sums)
     if features.dtype == torch.float64:
         widest //= 4
     block_c = min(padded(channels), widest)
@@ -223,7 +162,7 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
         "BLOCK_N": 16,
         "BLOCK_C": block_c,
         "BLOCK_K": block_k,
-        "num_warps": 8 if block_c > 64 or block_k * block_c >= 2048 else 4,
+        "num_warps": 8 if block_c > 64 or sums * block_c >= 2048 else 4,
         # Where features are read once they are fetched two blocks ahead.
         "num_stages": 3 if order == 0 and channels <= block_c else 1,
     }
@@ -323,3 +262,29 @@ def class_sums_double_backward(
     )
     assert gg_sums is not None and gradient is not None
     return gg_sums, gradient
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel in every configuration that ``auto`` can choose."""
+    shapes = [(dtype, 19, 256, 48) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    # Every block of classes at its fullest; channels in several tiles; coordinates of 64 bits.
+    floats = (torch.float32, torch.float64)
+    shapes += [(dtype, k, 256, 48) for dtype in floats for k in (32, 64, 128, 256)]
+    shapes += [(torch.bfloat16, 256, 256, 48), (torch.float16, 19, 2048, 48)]
+    shapes += [(torch.float32, 2, 5, 48), (torch.float32, 19, 256, 1 << 16)]
+    for dtype, num_classes, channels, size in shapes:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            last = memory_format == torch.channels_last
+            if last and num_classes != 19:
+                continue
+            features = torch.empty((2, channels, size, size), dtype=dtype, device="meta")
+            features = features.contiguous(memory_format=memory_format)
+            kind = torch.int64 if dtype == torch.float64 else torch.uint8
+            labels = torch.empty((2, 16 * size, 16 * size), dtype=kind, device="meta")
+            name = f"{str(dtype).removeprefix('torch.')} K={num_classes} C={channels}"
+            label = f"{name} channels_last" if last else name
+            with recording(label, (dtype, size) == (torch.bfloat16, 48)) as cases:
+                sums, _ = class_sums(features, labels, num_classes, 255)
+                class_sums_backward(sums, features, labels, num_classes, 255)
+                class_sums_double_backward(features, sums, features, labels, num_classes, 255)
+            yield from cases

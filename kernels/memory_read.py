@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from pinmem.kernels.attention import attention_of, config_of
+from pinmem.kernels.attention import attention_of
 from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
     cast,
@@ -28,6 +28,7 @@ from pinmem.kernels.maps import (
 from pinmem.kernels.memory_read_double_backward import memory_read_double_backward
 from pinmem.kernels.partials import add_share, add_shares, new_shares
 from pinmem.kernels.reading_cases import readings
+from pinmem.kernels.reading_config import config_of
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
@@ -167,7 +168,7 @@ def memory_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple[T
     """Forward."""
     slots, channels = memory.shape
     readout, scores = empty_map(query, 2 * channels), empty_map(query, slots)
-    config = config_of(query, memory)
+    config = config_of("forward", query, memory)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     inputs = (query, memory, gumbel)
     launch(_forward, total, *inputs, readout, scores, pixels, blocks, total, **config)
@@ -184,7 +185,7 @@ def memory_read_backward(
     need_memory: bool,
 ) -> tuple[Tensor, Tensor]:
     """First-order gradients; those not needed come back empty."""
-    config = config_of(query, memory)
+    config = config_of("backward", query, memory)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     grad_query = torch.empty_like(query) if need_query else None
     grad_memory = torch.empty_like(memory) if need_memory else memory.new_empty(0)
@@ -205,8 +206,10 @@ def compile_cases() -> Iterator[CompileCase]:
             memory_read(query, memory, scores)
             memory_read_backward(readout, scores, query, memory, scores, True, True)
             memory_read_double_backward(query, memory, readout, scores, query, memory, scores)
-            if typical:
+        yield from cases
+        if typical:
+            with recording(f"{label} without noise") as cases:
                 memory_read(query, memory, None)
                 memory_read_backward(readout, None, query, memory, None, True, True)
                 memory_read_double_backward(query, None, readout, None, query, memory, None)
-        yield from cases
+            yield from cases

@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from pinmem.kernels.attention import (
     attention_of,
-    config_of,
     look_along,
     normalised_along,
     score_gradients,
@@ -31,6 +30,7 @@ from pinmem.kernels.maps import (
     store_channels,
 )
 from pinmem.kernels.partials import add_share, add_shares, new_shares
+from pinmem.kernels.reading_config import config_of
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
@@ -171,7 +171,7 @@ def memory_read_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Second-order pass: derivatives along (gg_query, gg_memory)."""
     slots, channels = memory.shape
-    config = config_of(query, memory)
+    config = config_of("second", query, memory)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     gg_readout, gg_scores = empty_map(query, 2 * channels), empty_map(query, slots)
     grad_query, grad_memory = torch.empty_like(query), torch.empty_like(memory)

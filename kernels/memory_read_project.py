@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
-from pinmem.kernels.attention import attention_of, config_of_project
+from pinmem.kernels.attention import attention_of
 from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
     cast,
@@ -32,6 +32,7 @@ from pinmem.kernels.memory_read_project_double_backward import memory_read_proje
 from pinmem.kernels.partials import add_share, new_shares
 from pinmem.kernels.projection import finish_gradients, project_slots
 from pinmem.kernels.reading_cases import readings
+from pinmem.kernels.reading_config import config_of
 from pinmem.kernels.weight_shares import weight_shares
 from torch import Tensor
 
@@ -205,7 +206,7 @@ def memory_read_project(
 ) -> tuple[Tensor, Tensor]:
     """Forward."""
     outputs = weight.shape[0]
-    config = config_of_project(query, memory, weight)
+    config = config_of("project", query, memory, weight)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     projected, scores = empty_map(query, outputs), empty_map(query, memory.shape[0])
     slots, _ = project_slots(query, memory, weight)
@@ -234,7 +235,7 @@ def memory_read_project_backward(
         )
         grad_weight = torch.zeros_like(weight) if need_weight else weight.new_empty(0)
         return grad_query, grad_memory, grad_weight
-    config = config_of_project(query, memory, weight)
+    config = config_of("project backward", query, memory, weight)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     slots, _ = project_slots(query, memory, weight)
     grad_query = torch.empty_like(query) if need_query else None

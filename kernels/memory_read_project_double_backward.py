@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from pinmem.kernels.attention import (
     attention_of,
-    config_of_project,
     look_along,
     normalised_along,
     score_gradients,
@@ -33,6 +32,7 @@ from pinmem.kernels.maps import (
 from pinmem.kernels.memory_read_double_backward import memory_read_double_backward
 from pinmem.kernels.partials import add_share, new_shares
 from pinmem.kernels.projection import finish_gradients, project_slots
+from pinmem.kernels.reading_config import config_of
 from pinmem.kernels.weight_shares import weight_shares
 from torch import Tensor
 
@@ -252,7 +252,7 @@ def memory_read_project_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Second-order pass: derivatives along (gg_query, gg_memory, gg_weight)."""
     (slots, channels), outputs = memory.shape, weight.shape[0]
-    config = config_of_project(query, memory, weight)
+    config = config_of("project second", query, memory, weight)
     pixels, blocks, total = runs_of(query).split(config["BLOCK_N"])
     gg_projected, gg_scores = empty_map(query, outputs), empty_map(query, slots)
     small = project_slots(query, memory, weight, gg_memory, gg_weight)

@@ -11,7 +11,7 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,24 @@ def build(case: CompileCase, target: Target) -> Report:
     if target.gpu.backend == "cuda":
         return _read_nvidia(compiled, target, threads)
     return _read_amd(compiled, target, threads)
+
+
+def reports(
+    targets: Sequence[str], ops: Sequence[str] = OPS, typical: bool = False
+) -> Iterator[dict[str, Any]]:
+    """A row a kernel, configuration and target: its name and its report, or why it ``failed``."""
+    for op in ops:
+        for case in importlib.import_module(f"pinmem.kernels.{op}").compile_cases():
+            if typical and not case.typical:
+                continue
+            for name in targets:
+                row: dict[str, Any] = {"op": op, "kernel": case.name, "target": name}
+                row |= {"warps": case.num_warps, "typical": case.typical}
+                try:
+                    row |= build(case, TARGETS[name])._asdict()
+                except Exception as error:
+                    row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                yield row
 
 
 def _read_nvidia(compiled: Any, target: Target, threads: int) -> Report:

@@ -12,39 +12,15 @@ from collections.abc import Iterator
 import torch
 import triton
 import triton.language as tl
+from pinmem.kernels.bilinear import plan, spread, upsamplings
+from pinmem.kernels.launch import CompileCase, launch, recording
+from pinmem.kernels.loss_mass import MASS_SHARES, mass_shares
+from pinmem.kernels.maps import accumulator, cast, padded
+from pinmem.kernels.upsampled_cross_entropy_visit import finish, visit
 from torch import Tensor
 
-from pinmem.kernels.bilinear import load_labels, plan, spread
-from pinmem.kernels.launch import CompileCase, launch, recording
-from pinmem.kernels.maps import accumulator, cast, padded
-from pinmem.kernels.upsampled_cross_entropy_visit import finish, visit, weight_of_label
 from pinmem.ops._maps import accumulator as accumulation_type
 from pinmem.ops._maps import empty_map, format_of
-
-# Programs that share the sum Z, at most.
-_SHARES = 256
-
-
-@triton.jit
-def _weigh(
-    labels,
-    class_weight,
-    masses,
-    pixels,
-    steps,
-    ignore_index,
-    K: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Each program's share of ``Z``, the weight of all pixels that count."""
-    mass = tl.zeros([BLOCK], ACC)
-    first = tl.program_id(0).to(tl.int64) * steps * BLOCK
-    for step in range(steps):
-        at = first + step * BLOCK + tl.arange(0, BLOCK)
-        label = load_labels(labels, at, at < pixels, ignore_index, K)
-        mass += weight_of_label(class_weight, label, ACC)
-    tl.store(masses + tl.program_id(0), tl.sum(mass, 0))
 
 
 @triton.jit
@@ -81,34 +57,17 @@ def _run(
     lanes, warps = spread(block_k, _classes_a_thread(order, block_k, logits.dtype))
     cut = plan(logits, target, lanes)
     sizes = (h, w, high, wide, cut.y.tiles, cut.x.tiles, cut.y.window, cut.x.window)
-    common = {"K": num_classes, "ACC": accumulator(logits.dtype)}
-
-    block = 4096
-    steps = max(1, triton.cdiv(target.numel(), block * _SHARES))
-    shares = max(1, triton.cdiv(target.numel(), block * steps))
-    masses = logits.new_empty(shares, dtype=kind)
-    launch(
-        _weigh,
-        shares,
-        target,
-        class_weight,
-        masses,
-        target.numel(),
-        steps,
-        ignore_index,
-        **common,
-        BLOCK=block,
-        num_warps=8,
-    )
-
-    common |= {
+    masses = mass_shares(target, class_weight, logits, ignore_index)
+    common = {
+        "K": num_classes,
+        "ACC": accumulator(logits.dtype),
         "ORDER": order,
         "UPSAMPLES": cut.upsamples,
         "CHANNELS_LAST": format_of(logits) == torch.channels_last,
         "INDEX": cut.index,
         "TILE_Y": cut.y.tile,
         "TILE_X": cut.x.tile,
-        "BLOCK_MASSES": _SHARES,
+        "BLOCK_MASSES": MASS_SHARES,
     }
     programs = batch * cut.tiles
     values = logits.new_empty(programs, dtype=kind)
@@ -130,7 +89,7 @@ def _run(
         edges,
         values,
         *sizes,
-        shares,
+        masses.numel(),
         ignore_index,
         **common,
         TEMPERATURE=temperature,
@@ -154,7 +113,7 @@ def _run(
         out,
         *sizes,
         cut.x.span,
-        shares,
+        masses.numel(),
         programs,
         **common,
         BLOCK_K=block_k,
@@ -221,3 +180,16 @@ def upsampled_cross_entropy_double_backward(
     )
     assert grad_logits is not None
     return gg_loss, grad_logits
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Every kernel in every configuration that ``auto`` can choose."""
+    for label, typical, logits, target, weight in upsamplings():
+        inputs = (logits, target, weight, 0.7, 255)
+        with recording(label, typical) as cases:
+            loss, _ = upsampled_cross_entropy(*inputs, False)
+            _, unit_grad = upsampled_cross_entropy(*inputs, True)
+            saved = (loss, unit_grad, *inputs)
+            upsampled_cross_entropy_backward(*saved)
+            upsampled_cross_entropy_double_backward(logits, *saved)
+        yield from cases

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from pinmem.kernels.bilinear import (
     as_index,
     cell_of,
@@ -28,40 +27,8 @@ from pinmem.kernels.bilinear import (
     tiles_of,
     weight_of,
 )
+from pinmem.kernels.loss_mass import over_mass, scale_of, total_mass, weight_of_label
 from pinmem.kernels.maps import cast
-
-
-@triton.jit
-def weight_of_label(class_weight, label, ACC: tl.constexpr):
-    """What a pixel counts: its class's weight, 1 without weights, 0 for a label that is ignored."""
-    if class_weight is None:
-        return (label >= 0).to(ACC)
-    else:
-        return tl.load(class_weight + label, mask=label >= 0, other=0.0).to(ACC)
-
-
-@triton.jit
-def _total_mass(masses, count, BLOCK_MASSES: tl.constexpr):
-    """``Z``, the sum of its shares."""
-    share = tl.arange(0, BLOCK_MASSES)
-    return tl.sum(tl.load(masses + share, mask=share < count, other=0.0).to(tl.float64), 0)
-
-
-@triton.jit
-def _over_mass(value, mass):
-    """``value / mass``, 0 where nothing counts."""
-    return tl.where(mass > 0, value / tl.where(mass > 0, mass, 1.0), 0.0)
-
-
-@triton.jit
-def _scale(grad_loss, masses, count, ACC: tl.constexpr, BLOCK_MASSES: tl.constexpr):
-    """What multiplies a gradient: ``1 / Z``, times ``grad_loss`` where there is one."""
-    mass = _total_mass(masses, count, BLOCK_MASSES)
-    if grad_loss is None:
-        scale = _over_mass(tl.full((), 1.0, tl.float64), mass)
-    else:
-        scale = _over_mass(tl.load(grad_loss).to(tl.float64), mass)
-    return scale.to(ACC)
 
 
 @triton.jit
@@ -169,7 +136,7 @@ def visit(
         from_y, to_y = complete_corners(first_row, end_row, h, high)
         from_x, to_x = complete_corners(first_column, end_column, w, wide)
         complete = (from_y, to_y, from_x, to_x)
-        scale = _scale(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
+        scale = scale_of(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
     if ORDER > 1:
         tangent += image * K * h * w
         u_top = load_corners(tangent, first_y, columns, step_k, step_x, w, window_x, K, BLOCK_K)
@@ -279,8 +246,8 @@ def finish(
         for first in range(0, value_count, BLOCK_VALUES):
             at = first + tl.arange(0, BLOCK_VALUES)
             value += tl.load(values + at, mask=at < value_count, other=0.0).to(tl.float64)
-        mass = _total_mass(masses, mass_count, BLOCK_MASSES)
-        tl.store(result, cast(_over_mass(tl.sum(value, 0), mass), result.dtype.element_ty))
+        mass = total_mass(masses, mass_count, BLOCK_MASSES)
+        tl.store(result, cast(over_mass(tl.sum(value, 0), mass), result.dtype.element_ty))
     elif ORDER > 0:
         h, w = as_index(h, INDEX), as_index(w, INDEX)
         high, wide = as_index(high, INDEX), as_index(wide, INDEX)
@@ -313,6 +280,6 @@ def finish(
             place = ((image * h + y) * w + x)[None, :] * K + k
         else:
             place = ((image * K + k) * h + y) * w + x[None, :]
-        scaled = added * _scale(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
+        scaled = added * scale_of(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
         scaled = cast(scaled, out.dtype.element_ty)
         tl.store(out + place, scaled, mask=shared[None, :] & (k < K))

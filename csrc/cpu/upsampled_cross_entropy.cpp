@@ -1,6 +1,6 @@
 #include "simd/upsampled_cross_entropy.h"
 
-#include <cmath>
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -82,7 +82,7 @@ class Problem {
     return mass;
   }
 
-  // Calls band(labels, image, first row, last row, result, scratch) for every band, joins the
+  // Calls run_band(task, image, first row, last row, result, scratch) for every band, joins the
   // gradient where the bands meet and returns the loss. `gradient` may be null.
   template <class G, class RunBand>
   double run(A scale, G* gradient, const RunBand& run_band) {

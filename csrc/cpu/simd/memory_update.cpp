@@ -2,12 +2,15 @@
 
 #include "simd/update.h"
 
+// Computed in double whatever the type of the tensors: the op is small, its losses are differences
+// of near numbers, and a rounding error in them would be the whole of a gradient.
+
 namespace pinmem::PINMEM_ISA {
 
 namespace {
 
 /// A scalar, zero where it is absent.
-template <class T, class A = accumulator_t<T>>
+template <class T, class A = double>
 A scalar(const T* cotangent) {
   return cotangent != nullptr ? to_acc<A>(*cotangent) : A{0};
 }
@@ -69,7 +72,7 @@ void store_all(const Update<A>& state, const A* matrix, T* to) {
 
 template <class T>
 int64_t memory_update_scratch(int64_t slots, int64_t channels) {
-  using A = accumulator_t<T>;
+  using A = double;
   const int64_t stride = padded<A>(channels), wide = padded<A>(slots);
   const int64_t state = slots * (4 * stride + 5) + 2 * wide * (slots + channels) +
                         3 * slots * slots + (slots + kPanelRows) * (channels + 3 * slots);
@@ -80,25 +83,25 @@ int64_t memory_update_scratch(int64_t slots, int64_t channels) {
 template <class T>
 void memory_update(const MemoryUpdate<T>& op, T* new_memory, T* divergence, T* classification,
                    char* memory) {
-  using A = accumulator_t<T>;
+  using A = double;
   Scratch scratch{memory};
   const Update<A> state(scratch, op.slots, op.channels);
   form(op, state);
   store_all(state, state.normal, new_memory);
-  double overlap = 0, loss = 0;
+  A overlap = 0, loss = 0;
   for (int64_t k = 0; k < op.slots; ++k) {
     overlap += sum_growing(state.similarities(k), state.similarities(k), state.wide);
     const A own = state.logits(k)[k];
     loss += softmax_row(state.logits(k), op.slots, state.wide) - own;
   }
-  *divergence = from_acc<T>(static_cast<A>(overlap) * state.per_pair());
-  *classification = from_acc<T>(static_cast<A>(loss) / static_cast<A>(op.slots));
+  *divergence = from_acc<T>(overlap * state.per_pair());
+  *classification = from_acc<T>(loss / static_cast<A>(op.slots));
 }
 
 template <class T>
 void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
                             const MemoryUpdateInputs<T>& to, char* memory) {
-  using A = accumulator_t<T>;
+  using A = double;
   const int64_t slots = op.slots;
   Scratch scratch{memory};
   const Update<A> state(scratch, slots, op.channels);
@@ -139,7 +142,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
                                    const MemoryUpdateInputs<const T>& direction, T* gg_new_memory,
                                    T* gg_divergence, T* gg_classification,
                                    const MemoryUpdateInputs<T>& to, char* memory) {
-  using A = accumulator_t<T>;
+  using A = double;
   const int64_t slots = op.slots;
   Scratch scratch{memory};
   const Update<A> state(scratch, slots, op.channels);
@@ -175,7 +178,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
 
   const A pull = 2 * scalar(grad.divergence) * state.per_pair();
   const A push = scalar(grad.classification) / static_cast<A>(slots);
-  double overlap = 0, loss = 0;
+  A overlap = 0, loss = 0;
   for (int64_t k = 0; k < slots; ++k) {
     const A* p = state.logits(k);
     A* z = moved + k * 2 * wide + wide;
@@ -192,8 +195,8 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
       state.left_row(k, 2)[j] = push * (p[j] - (j == k ? A{1} : A{0}));
     }
   }
-  *gg_divergence = from_acc<T>(static_cast<A>(overlap) * state.per_pair());
-  *gg_classification = from_acc<T>(static_cast<A>(loss) / static_cast<A>(slots));
+  *gg_divergence = from_acc<T>(overlap * state.per_pair());
+  *gg_classification = from_acc<T>(loss / static_cast<A>(slots));
   store_column_sums(state, 0, to.bias);
 
   // dN = gN + X N + L W moves by L' W + X N' + L W', and dW = L^T N by L'^T N + L^T N'.

@@ -141,7 +141,7 @@ inline A along_sphere(const Update<A>& state, int64_t k, const A* e, A* to) {
 }
 
 /// Everything of `to` but the rooms.
-template <class T, class A = accumulator_t<T>>
+template <class T, class A>
 inline void form(const MemoryUpdate<T>& op, const Update<A>& to) {
   const auto momentum = static_cast<A>(op.momentum);
   A* sums = to.right;  // a row

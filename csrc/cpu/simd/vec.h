@@ -94,8 +94,11 @@ PINMEM_INLINE Vec<A> load(const T* p) {
     Vec<A> v;
     std::memcpy(&v, p, sizeof(v));
     return v;
+  } else if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<A, double>) {
+    float lanes[kLanes<A>];
+    for (int i = 0; i < kLanes<A>; ++i) lanes[i] = to_acc<float>(p[i]);
+    return load<double>(lanes);
   } else if constexpr (std::is_same_v<T, bfloat16>) {
-    static_assert(std::is_same_v<A, float>);
     typename VecOf<uint16_t, kVecBytes / 2>::type half;
     std::memcpy(&half, p, sizeof(half));
     // Of __builtin_convertvector GCC makes four instructions here.
@@ -120,8 +123,9 @@ template <class A, class T>
 PINMEM_INLINE void store(T* p, Vec<A> v) {
   if constexpr (std::is_same_v<T, A>) {
     std::memcpy(p, &v, sizeof(v));
+  } else if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<A, double>) {
+    for (int i = 0; i < kLanes<A>; ++i) p[i] = from_acc<bfloat16>(v[i]);
   } else if constexpr (std::is_same_v<T, bfloat16>) {
-    static_assert(std::is_same_v<A, float>);
     const auto u = bit_cast<Vec<uint32_t>>(v);
     auto rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     rounded = v == v ? rounded : (u & 0u) + 0x7fc0u;

@@ -1,0 +1,1 @@
+"""Benchmarks of every op and of the training step: ``python -m benchmarks --help``."""

@@ -1,0 +1,37 @@
+"""Recording a call as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """A function that replays what ``call`` launches, and returns the results it overwrites.
+
+    On a CPU, where there is nothing to record, the call itself.
+
+    Raises:
+        RuntimeError: the call cannot be recorded, for instance because it synchronises.
+    """
+    if device == "cpu":
+        call()
+        return call
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replay

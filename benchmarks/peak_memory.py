@@ -1,0 +1,175 @@
+"""The most memory that a call has at any time, above its inputs and its results.
+
+A training step has no inputs to speak of: there everything counts, the networks, their copies
+and the optimiser's state too.
+
+On a GPU PyTorch's allocator knows. On a CPU the kernel does: in a process of its own, whose freed
+memory goes back at once, the high-water mark of the resident set is reset before the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pinmem
+from benchmarks.case import Case, cases
+from benchmarks.plan import Plan
+
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+# glibc: every array of pages from the system, and back as soon as it is freed.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def held(results: Sequence[Tensor]) -> int:
+    """Bytes of the memory behind tensors; views of one storage count once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in results}
+    return sum(storages.values())
+
+
+def on_cuda(case: Case, name: str) -> int:
+    """Bytes above inputs and results on the current GPU."""
+    return _weigh(case, name, torch.cuda.memory_allocated, _reset_cuda, _most_on_cuda)
+
+
+def on_cpu(case: Case, name: str) -> int:
+    """Bytes above inputs and results; for a process that was started for it."""
+    return _weigh(case, name, _resident, lambda: CLEAR.write_text("5"), lambda: _status("VmHWM"))
+
+
+def _weigh(
+    case: Case,
+    name: str,
+    now: Callable[[], int],
+    reset: Callable[[], Any],
+    most: Callable[[], int],
+) -> int:
+    with pinmem.backend(case.backend_of(name)):
+        call = case.call(name)
+        call()  # loads libraries, compiles
+        if case.keeps_state:
+            del call
+            before = now()
+            call = case.call(name)
+            call()
+        else:
+            before = now()
+        reset()
+        results = call()
+        return max(most() - before - held(results), 0)
+
+
+def _reset_cuda() -> None:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def _most_on_cuda() -> int:
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def _resident() -> int:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return _status("VmRSS")
+
+
+def supported() -> bool:
+    """Whether this system tells a process its high-water mark and lets it be reset."""
+    try:
+        CLEAR.write_text("5")
+        return _status("VmHWM") > 0
+    except OSError:
+        return False
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+class Child:
+    """A process that measures one row after the other; started again where it dies."""
+
+    def __init__(self, plan: Plan, names: Sequence[str]) -> None:
+        self.command = [sys.executable, "-m", "benchmarks.peak_memory", "--device", plan.device]
+        self.command += ["--threads", str(plan.threads), "--ops", ",".join(names)]
+        self.command += ["--smoke"] * plan.smoke + ["--channels-last"] * plan.channels_last
+        self.process: subprocess.Popen[str] | None = None
+
+    def ask(self, index: int, name: str) -> dict[str, Any]:
+        """``{"bytes": int}`` or ``{"failed": why}`` for the row of that index in ``cases``."""
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **ENVIRONMENT},
+                cwd=Path(__file__).parent.parent,
+            )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps([index, name]) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        status = self.process.wait()
+        self.process = None
+        return {"failed": f"its process ended with status {status}"}
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.communicate()
+            self.process = None
+
+
+def main() -> None:
+    """Answer the questions on standard input."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ops", default="")
+    parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = list(cases(Plan.of(args.device, args.smoke, args.channels_last), args.ops.split(",")))
+    answers = sys.stdout
+    # What PyTorch has to say is not an answer.
+    sys.stdout = sys.stderr
+    last: Case | None = None
+    for line in sys.stdin:
+        index, name = json.loads(line)
+        if last is not None and last is not rows[index]:
+            last.release()
+        last = rows[index]
+        try:
+            answer: dict[str, Any] = {"bytes": on_cpu(last, name)}
+        except Exception as error:
+            answer = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

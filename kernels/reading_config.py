@@ -1,0 +1,87 @@
+"""Block sizes of the two reading ops: one small table, chosen by shape and type alone.
+
+What bounds a block are registers: rows of pixels x slots (about four of them in forward, a dozen
+in second order) beside a tile of channels. Float32 and float64 dots run on ordinary units and keep
+whole operands in registers, hence the smaller tiles. ``python -m benchmarks --compile-report``
+prints what becomes of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pinmem.kernels.maps import accumulator, padded, runs_of
+from torch import Tensor
+
+# bytes an element -> pass -> for at most 32, 64, 128 and 256 slots:
+# pixels, channels, outputs of the projection, warps, stages of the pipelined loops.
+_TABLE: dict[int, dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
+    2: {
+        "forward": ((64, 64, 0, 4, 3), (64, 64, 0, 4, 3), (64, 64, 0, 8, 1), (32, 64, 0, 8, 1)),
+        "backward": ((64, 64, 0, 4, 2), (64, 64, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1)),
+        "second": ((64, 32, 0, 8, 1), (16, 32, 0, 4, 1), (16, 32, 0, 4, 1), (16, 16, 0, 8, 1)),
+        "project": (
+            (64, 64, 128, 4, 3), (64, 64, 128, 4, 3), (64, 64, 128, 8, 1), (16, 64, 64, 8, 1),
+        ),
+        "project backward": (
+            (64, 256, 64, 8, 2), (64, 128, 64, 8, 1), (16, 64, 32, 8, 1), (16, 16, 16, 8, 1),
+        ),
+        "project second": (
+            (64, 32, 32, 8, 1), (16, 64, 64, 4, 1), (16, 32, 32, 8, 1), (16, 16, 16, 8, 1),
+        ),
+    },
+    4: {
+        "forward": ((64, 32, 0, 4, 1), (32, 32, 0, 4, 1), (32, 32, 0, 8, 1), (32, 32, 0, 8, 1)),
+        "backward": ((32, 32, 0, 4, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "second": ((16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "project": (
+            (64, 16, 64, 4, 1), (32, 16, 32, 4, 1), (32, 16, 32, 8, 1), (16, 16, 16, 8, 1),
+        ),
+        "project backward": (
+            (32, 32, 32, 4, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+        ),
+        "project second": (
+            (32, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+        ),
+    },
+    8: {
+        "forward": ((32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "backward": ((32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "second": ((16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "project": (
+            (32, 16, 32, 4, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+        ),
+        "project backward": (
+            (32, 16, 32, 4, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+        ),
+        "project second": (
+            (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+        ),
+    },
+}  # fmt: skip
+
+
+def config_of(
+    kind: str, query: Tensor, memory: Tensor, weight: Tensor | None = None
+) -> dict[str, Any]:
+    """Compile-time arguments of a pass; ``weight`` for those of the projection."""
+    slots, channels = memory.shape
+    block_k = padded(slots)
+    column = max(block_k.bit_length() - 6, 0)
+    row = _TABLE[query.element_size()][kind]
+    block_n, block_c, block_o, num_warps, num_stages = row[min(column, len(row) - 1)]
+    config = {
+        "C": channels,
+        "K": slots,
+        "CHANNELS_LAST": runs_of(query).channels_last,
+        "ACC": accumulator(query.dtype),
+        "BLOCK_N": block_n,
+        "BLOCK_C": min(padded(channels), block_c),
+        "BLOCK_K": block_k,
+        "num_warps": num_warps,
+        "num_stages": num_stages,
+    }
+    if weight is not None:
+        outputs = weight.shape[0]
+        config |= {"OUT": outputs, "BLOCK_O": min(padded(outputs), block_o)}
+    return config
