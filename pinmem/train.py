@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pinmem import checkpoint, ops
-from pinmem.config import TrainConfig, named_folder, parse, run
-from pinmem.data import DomainDataset, build_dataset, seeded
-from pinmem.data.transforms import Geometry, Photometric
-from pinmem.evaluate import Score, confusion_of, open_dataset, pick_device, score
+from pinmem.config import TrainConfig, parse, run
+from pinmem.data import DomainDataset, seeded
+from pinmem.data.transforms import Photometric
+from pinmem.evaluate import Score, confusion_of, pick_device, score
 from pinmem.meta import (
     Losses,
     LossWeights,
@@ -29,7 +29,7 @@ from pinmem.meta import (
     mldg_step,
     split_domains,
 )
-from pinmem.models import Segmenter, build_model
+from pinmem.prepare import build_network, load_draws, open_sources, open_validation, seed_of
 from pinmem.report import Report
 
 # What seeds what: kept apart so that no two streams share numbers.
@@ -57,10 +57,10 @@ class Trainer:
         self.amp_dtype = None if config.amp == "none" else torch.bfloat16
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.sources = _open_sources(config)
-        self.validation = _open_validation(config)
+        self.sources = open_sources(config)
+        self.validation = open_validation(config)
         torch.manual_seed(config.seed)
-        self.model = _build(config).to(self.device).to(memory_format=torch.channels_last)
+        self.model = build_network(config).to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -115,7 +115,7 @@ class Trainer:
         config, domains = self.config, images.shape[1]
         train, test = list(range(domains)), list[int]()
         if config.meta:
-            generator = torch.Generator().manual_seed(_number(config.seed, _SPLIT, self.iteration))
+            generator = torch.Generator().manual_seed(seed_of(config.seed, _SPLIT, self.iteration))
             train, test = split_domains(domains, generator)
         hard = {"meta-test": test, "all": [*train, *test], "none": []}[config.hard_augmentation]
         images = self._augment(images, [0] if config.compat and config.meta else hard)
@@ -153,9 +153,9 @@ class Trainer:
         mass = torch.zeros_like(memory.memory[:, 0])
         draws = config.memory_init_draws
         dataset = DomainDataset(
-            self.sources, 2 * draws, seed=_number(config.seed, _INIT_DRAWS) % 2**32
+            self.sources, 2 * draws, seed=seed_of(config.seed, _INIT_DRAWS) % 2**32
         )
-        loader = _load(dataset, range(2 * draws), config, self.device)
+        loader = load_draws(dataset, range(2 * draws), config, self.device)
         with evaluating(self.model):
             for images, labels in self.report.track(loader, "memory"):
                 batch = gather_domains(
@@ -231,9 +231,9 @@ class Trainer:
         config = self.config
         size = config.batch_size
         dataset = DomainDataset(
-            self.sources, config.iterations * size, seed=_number(config.seed, _DRAWS) % 2**32
+            self.sources, config.iterations * size, seed=seed_of(config.seed, _DRAWS) % 2**32
         )
-        return _load(dataset, range(start * size, len(dataset)), config, self.device)
+        return load_draws(dataset, range(start * size, len(dataset)), config, self.device)
 
     def _augment(self, images: Tensor, hard: list[int]) -> Tensor:
         """Jitter, blur and normalise uint8 [B,D,3,h,w] on the device; some domains harder."""
@@ -257,62 +257,6 @@ def _rate(config: TrainConfig, iteration: int) -> float:
     if config.schedule == "poly":
         return config.lr * (1 - min(iteration / config.iterations, 1)) ** 0.9
     return config.lr
-
-
-def _number(*key: int) -> int:
-    """A seed that is a function of some numbers."""
-    with seeded(*key):
-        return int(torch.randint(2**62, ()))
-
-
-def _build(config: TrainConfig) -> Segmenter:
-    model = build_model(
-        config.model,
-        num_classes=config.num_classes,
-        memory=config.has_memory,
-        weights=config.weights,
-        output_stride=config.output_stride,
-        momentum=config.memory_momentum,
-        temperature=config.memory_temperature,
-    )
-    if model.memory is not None and config.gumbel:
-        model.memory.gumbel = "always" if config.compat else "training"
-    return model.train()
-
-
-def _open_sources(config: TrainConfig) -> list[Any]:
-    geometry = Geometry(config.crop_size, scale=config.scale)
-    return [
-        build_dataset(*named_folder("sources", text), "train", geometry) for text in config.sources
-    ]
-
-
-def _open_validation(config: TrainConfig) -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
-    """Validation sets by name: the sources' own (seen), once each, and the unseen domains'."""
-    sets: dict[str, tuple[str, str]] = {}
-    for option, side in (("sources", "seen"), ("unseen", "unseen")):
-        for text in dict.fromkeys(getattr(config, option)):
-            name = f"{side}/{text.partition('=')[0]}"
-            same = sum(key.partition("#")[0] == name for key in sets)
-            sets[f"{name}#{same + 1}" if same else name] = (option, text)
-    return {
-        name: open_dataset(option, text, "val", config.validate_size, config.validate_images)
-        for name, (option, text) in sets.items()
-    }
-
-
-def _load(
-    dataset: DomainDataset, draws: range, config: TrainConfig, device: torch.device
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=draws,  # type: ignore[arg-type]
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        # A generator of its own: the loader must not draw from the one that is checkpointed.
-        generator=torch.Generator(),
-    )
 
 
 def main() -> None:
