@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,10 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     plan = Plan.of(args.device, args.smoke, args.channels_last)
     changes = {"seconds": args.seconds, "threads": args.threads}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
-    results = runner.run(plan, args.ops, args.budget)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+    def save(results: dict[str, Any]) -> None:
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+    results = runner.run(plan, args.ops, args.budget, save)
     print(table.text(results))
     wrong = runner.refused(results)
     for line in wrong:

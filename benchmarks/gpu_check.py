@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks import table
+
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Tests of the CUDA library that run its kernels and little else: sanitizers are slow.
@@ -132,6 +134,7 @@ class Check:
     def run(self) -> int:
         """Run all steps; 1 where one failed."""
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "benchmarks.json").unlink(missing_ok=True)
         for step in steps(self.out, self.arch):
             # What the build makes decides what later steps need: they are made one by one.
             outcome = self._rehearse(step) if self.smoke else self._run(step)
@@ -153,7 +156,7 @@ class Check:
         command = step.command
         if command[-1] == "--budget":
             # No row begins in the last part, so that the table is always printed.
-            command = [*command, f"{max(left - 45, 1):.0f}"]
+            command = [*command, f"{max(left - 60, 1):.0f}"]
         return self._execute(step, command, min(step.seconds, left))
 
     def _rehearse(self, step: Step) -> Outcome:
@@ -202,9 +205,8 @@ class Check:
     def _print_table(self) -> None:
         file = self.out / "benchmarks.json"
         if file.exists():
-            log = (self.out / "benchmarks.log").read_text().splitlines()
-            start = next((i for i, line in enumerate(log) if "torch " in line), 0)
-            print("\n".join(log[start:]))
+            # Whatever rows there are, also where the run was stopped.
+            print(table.text(json.loads(file.read_text())))
         print("\n".join(f"{o.verdict:<9}{o.name:<12}{o.note}" for o in self.outcomes))
 
 

@@ -22,8 +22,15 @@ def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        for _ in range(3):
+        for _ in range(2):
             call()
+        # A recording that fails half-way leaves the allocator in disorder: look first.
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -29,9 +29,10 @@ EAGER = OURS
 
 
 def _published(module: ClassMemory, query: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    labels = labels.long()  # the release keeps its labels in int64
     with _autocast(query):
-        found = published.read(module, module.memory, query, labels.long())
-        written = published.write(module, module.memory, query, labels.long())
+        found = published.read(module, module.memory, query, labels)
+        written = published.write(module, module.memory, query, labels)
     return found.features, found.loss, *written
 
 

@@ -70,9 +70,15 @@ def write(module: ClassMemory, slots: Tensor, query: Tensor, labels: Tensor) -> 
     features = F.normalize(features, dim=1).flatten(2)
     labels = labels.clone()
     labels[labels == IGNORED] = classes
-    one_hot = F.one_hot(labels, classes + 1).permute(0, 3, 1, 2).contiguous()
-    one_hot = one_hot.to(torch.promote_types(features.dtype, torch.float32))
-    soft = F.interpolate(one_hot, query.shape[2:], mode="bilinear", align_corners=True)
+    one_hot = F.one_hot(labels, classes + 1)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    # One expression, as in the release: all three copies of the labels are alive in it.
+    soft = F.interpolate(
+        one_hot.permute(0, 3, 1, 2).contiguous().to(dtype),
+        query.shape[2:],
+        mode="bilinear",
+        align_corners=True,
+    )
     soft = soft.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
     mass = soft.sum(dim=1).sum(dim=0)
     sums = torch.matmul(features, soft).sum(dim=0).T

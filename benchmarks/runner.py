@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,13 +19,19 @@ from benchmarks.plan import Plan, short
 from benchmarks.timing import Rotation, Timing, alternate
 
 
-def run(plan: Plan, names: Sequence[str] = FILES, budget: float | None = None) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    names: Sequence[str] = FILES,
+    budget: float | None = None,
+    save: Callable[[dict[str, Any]], Any] = lambda _: None,
+) -> dict[str, Any]:
     """Measure rows of some files.
 
     Args:
         plan: device, sizes, repetitions.
         names: of the files, see :data:`benchmarks.case.FILES`.
         budget: seconds after which no further row begins; the rest is listed as left out.
+        save: called with the results so far after each row.
 
     Returns:
         What the JSON file holds: environment, ceilings, rows, and what was left out and why.
@@ -46,6 +52,7 @@ def run(plan: Plan, names: Sequence[str] = FILES, budget: float | None = None) -
                 continue
             _say(title(case))
             results["rows"].append(measure(plan, case, index, weigh))
+            save(results)
             case.release()
             gc.collect()
             if plan.device == "cuda":
@@ -53,6 +60,7 @@ def run(plan: Plan, names: Sequence[str] = FILES, budget: float | None = None) -
     finally:
         weigh.close()
     results["seconds"] = time.monotonic() - begun
+    save(results)
     return results
 
 

@@ -1,9 +1,10 @@
 """One training step: a whole meta-iteration (docs/math.md) against the published procedure.
 
 Two domains, one to learn from and one to test on. ``auto`` is :func:`pinmem.meta.mldg_step` as
-the trainer calls it, ``eager`` the same on plain PyTorch, ``published`` the procedure of the
-release (benchmarks/published.py), also with autograd's anomaly mode, which the release leaves on.
-All share one optimiser, one network and the same images; dropout is off so that losses compare.
+the trainer calls it, in channels_last; ``eager`` the same on plain PyTorch; ``published`` the
+procedure of the release (benchmarks/published.py), in its memory format, also with autograd's
+anomaly mode, which the release leaves on. All share one optimiser, one network and the same
+images; dropout is off so that losses compare.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class _Stepper:
     ) -> None:
         self.name, self.amp_dtype = name, amp_dtype
         self.network = _network(model, images.classes, seed).to(plan.device, dtype)
-        self.network.to(memory_format=plan.memory_format)
+        if not name.startswith("published"):
+            self.network.to(memory_format=torch.channels_last)
         source = Source(plan, seed)
         self.batches = []
         for _ in range(2):

@@ -37,8 +37,8 @@ MemoryUpdateCotangents<T> cotangents(const Tensor& memory, const MaybeTensor& gr
 }
 
 template <class T>
-Buffer<char> scratch_of(const MemoryUpdate<T>& op) {
-  return Buffer<char>(PINMEM_CALL(memory_update_scratch<T>)(op.slots, op.channels));
+Buffer<char> scratch_of(const MemoryUpdate<T>& op, int64_t matrices) {
+  return Buffer<char>(PINMEM_CALL(memory_update_scratch<T>)(op.slots, op.channels, matrices));
 }
 
 Tensor scalar_like(const Tensor& tensor) { return empty({}, tensor.scalar_type()); }
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> memory_update(Tensor memory, Tensor sums, Ten
     using T = typename decltype(type)::type;
     const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
     PINMEM_CALL(memory_update<T>)(op, write<T>(new_memory), write<T>(divergence),
-                                  write<T>(classification), scratch_of(op).data());
+                                  write<T>(classification), scratch_of(op, 2).data());
   });
   return {new_memory, divergence, classification};
 }
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_update_backward(
     using T = typename decltype(type)::type;
     const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
     const auto grad = cotangents<T>(memory, grad_memory, grad_divergence, grad_classification);
-    PINMEM_CALL(memory_update_backward<T>)(op, grad, to.data<T>(), scratch_of(op).data());
+    PINMEM_CALL(memory_update_backward<T>)(op, grad, to.data<T>(), scratch_of(op, 4).data());
   });
   return {to.memory, to.sums, to.mass, to.weight, to.bias};
 }
@@ -113,7 +113,7 @@ memory_update_double_backward(MaybeTensor gg_memory, MaybeTensor gg_sums, MaybeT
                                                 read<T>(gg_bias)};
     PINMEM_CALL(memory_update_double_backward<T>)(
         op, grad, direction, write<T>(gg_new_memory), write<T>(gg_divergence),
-        write<T>(gg_classification), to.data<T>(), scratch_of(op).data());
+        write<T>(gg_classification), to.data<T>(), scratch_of(op, 6).data());
   });
   return {gg_new_memory, gg_divergence, gg_classification, to.memory,
           to.sums,       to.mass,       to.weight,         to.bias};

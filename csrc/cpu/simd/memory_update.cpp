@@ -71,13 +71,12 @@ void store_all(const Update<A>& state, const A* matrix, T* to) {
 }  // namespace
 
 template <class T>
-int64_t memory_update_scratch(int64_t slots, int64_t channels) {
+int64_t memory_update_scratch(int64_t slots, int64_t channels, int64_t matrices) {
   using A = double;
   const int64_t stride = padded<A>(channels), wide = padded<A>(slots);
-  const int64_t state = slots * (4 * stride + 5) + 2 * wide * (slots + channels) +
-                        3 * slots * slots + (slots + kPanelRows) * (channels + 3 * slots);
-  const int64_t rooms = 3 * slots * stride + 4 * stride + 2 * slots * wide;
-  return (state + rooms + 32 * 16) * static_cast<int64_t>(sizeof(A));
+  const int64_t squares = 4 * wide + 3 * slots + 3 * (slots + kPanelRows);
+  return (matrices * slots * stride + slots * (squares + 6) + 3 * stride + 16 * 16) *
+         static_cast<int64_t>(sizeof(A));
 }
 
 template <class T>
@@ -85,7 +84,7 @@ void memory_update(const MemoryUpdate<T>& op, T* new_memory, T* divergence, T* c
                    char* memory) {
   using A = double;
   Scratch scratch{memory};
-  const Update<A> state(scratch, op.slots, op.channels);
+  const Update<A> state(scratch, op.slots, op.channels, 2);
   form(op, state);
   store_all(state, state.normal, new_memory);
   A overlap = 0, loss = 0;
@@ -104,10 +103,10 @@ void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotange
   using A = double;
   const int64_t slots = op.slots;
   Scratch scratch{memory};
-  const Update<A> state(scratch, slots, op.channels);
+  const Update<A> state(scratch, slots, op.channels, 3);
   const int64_t stride = state.stride;
   A* dn = scratch.take<A>(slots * stride);
-  A* row = scratch.take<A>(stride);
+  A* row = state.row;
   form(op, state);
 
   // dN = gN + X N + L W with the slopes X in G and L in Z.
@@ -145,7 +144,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
   using A = double;
   const int64_t slots = op.slots;
   Scratch scratch{memory};
-  const Update<A> state(scratch, slots, op.channels);
+  const Update<A> state(scratch, slots, op.channels, 4);
   const int64_t stride = state.stride, wide = state.wide;
   A* dn = scratch.take<A>(slots * stride);
   A* moved_dn = scratch.take<A>(slots * stride);
@@ -153,8 +152,9 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
   A* moved = scratch.take<A>(slots * 2 * wide);  // how G and Z move
   A* sums = scratch.take<A>(stride);
   A* moved_sums = scratch.take<A>(stride);
-  A* row = scratch.take<A>(stride);
+  A* row = state.row;
   form(op, state);
+  fill(moved, slots * 2 * wide, A{0});
 
   // How u and N move: u' = keep M' + share (S' - S m'/m).
   for (int64_t k = 0; k < slots; ++k) {
@@ -240,7 +240,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
 }
 
 #define PINMEM_MEMORY_UPDATE(T)                                                 \
-  template int64_t memory_update_scratch<T>(int64_t, int64_t);                  \
+  template int64_t memory_update_scratch<T>(int64_t, int64_t, int64_t);         \
   template void memory_update<T>(const MemoryUpdate<T>&, T*, T*, T*, char*);    \
   template void memory_update_backward<T>(const MemoryUpdate<T>&,               \
                                           const MemoryUpdateCotangents<T>&,     \

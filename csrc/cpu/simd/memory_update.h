@@ -25,8 +25,10 @@ struct MemoryUpdateInputs {
   T *memory, *sums, *mass, *weight, *bias;
 };
 
-// Bytes of scratch memory that a call of the kernels below needs, aligned to 64.
-PINMEM_KERNEL(template <class T> int64_t memory_update_scratch(int64_t slots, int64_t channels))
+// Bytes of scratch memory, aligned to 64, that a call of the kernels below needs, by the matrices
+// [K,C] it works with: forward 2, backward 4, double backward 6.
+PINMEM_KERNEL(template <class T>
+              int64_t memory_update_scratch(int64_t slots, int64_t channels, int64_t matrices))
 
 PINMEM_KERNEL(template <class T> void memory_update(const MemoryUpdate<T>& op, T* new_memory,
                                                     T* divergence, T* classification,

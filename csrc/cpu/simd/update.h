@@ -19,6 +19,40 @@ inline A dot(const A* u, const A* v, int64_t count) {
   return reduce_add<A>(even + odd);
 }
 
+/// to[i * to_stride + j] (+)= u_i.v_j for rows u and v of `stride` elements, padded with zeros.
+template <class A>
+inline void dots(const A* u, int64_t u_rows, const A* v, int64_t v_rows, int64_t stride, A* to,
+                 int64_t to_stride, bool add) {
+  constexpr int64_t high = 2, wide = 4;  // products at a time, in registers
+  for (int64_t i = 0; i < u_rows; i += high) {
+    for (int64_t j = 0; j < v_rows; j += wide) {
+      const int64_t rows = u_rows - i < high ? u_rows - i : high;
+      const int64_t columns = v_rows - j < wide ? v_rows - j : wide;
+      // Behind the last row, the last one again.
+      const A *left[high], *right[wide];
+      for (int64_t r = 0; r < high; ++r) left[r] = u + (i + (r < rows ? r : rows - 1)) * stride;
+      for (int64_t c = 0; c < wide; ++c) {
+        right[c] = v + (j + (c < columns ? c : columns - 1)) * stride;
+      }
+      Vec<A> sums[high][wide] = {};
+      for (int64_t s = 0; s < stride; s += kLanes<A>) {
+#pragma GCC unroll 2
+        for (int64_t r = 0; r < high; ++r) {
+          const Vec<A> element = load<A>(left[r] + s);
+#pragma GCC unroll 4
+          for (int64_t c = 0; c < wide; ++c) sums[r][c] += element * load<A>(right[c] + s);
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < columns; ++c) {
+          A* cell = to + (i + r) * to_stride + j + c;
+          *cell = reduce_add<A>(sums[r][c]) + (add ? *cell : A{0});
+        }
+      }
+    }
+  }
+}
+
 /// to = a x + b y.
 template <class A>
 inline void combine(A a, const A* x, A b, const A* y, int64_t count, A* to) {
@@ -60,7 +94,7 @@ template <class A>
 struct Update {
   int64_t slots, channels, stride, wide;
   A *normal, *weight;   // N and W, one behind the other
-  A *moving, *turning;  // behind these, room for how they move
+  A *moving, *turning;  // behind these, room for one more and for another, where asked for
   A* inverse;           // 1 / max(|u|, 1e-12)
   A* curved;            // 1, or 0 where |u| is so small that N is linear in u
   A* keep;              // what of the memory stays: momentum, or 1 where the class is absent
@@ -69,14 +103,14 @@ struct Update {
   A* products;          // [K, 2 wide]: G, its diagonal and padding -1, and Z
   A* left;              // room for a left operand [K, 3 K],
   A* panels;            // for one in panels,
-  A* right;             // and for a right one [C, 2 wide]
+  A* row;               // and for a row
 
-  Update(Scratch& scratch, int64_t k, int64_t c)
+  Update(Scratch& scratch, int64_t k, int64_t c, int64_t matrices)
       : slots(k),
         channels(c),
         stride(padded<A>(c)),
         wide(padded<A>(k)),
-        normal(scratch.take<A>(4 * k * stride)),
+        normal(scratch.take<A>(matrices * k * stride)),
         weight(normal + k * stride),
         moving(normal + 2 * k * stride),
         turning(normal + 3 * k * stride),
@@ -87,13 +121,14 @@ struct Update {
         by_memory(scratch.take<A>(k)),
         products(scratch.take<A>(k * 2 * wide)),
         left(scratch.take<A>(3 * k * k)),
-        panels(scratch.take<A>((k + kPanelRows) * (c > 3 * k ? c : 3 * k))),
-        right(scratch.take<A>(c * 2 * wide)) {}
+        panels(scratch.take<A>((k + kPanelRows) * 3 * k)),
+        row(scratch.take<A>(stride)) {}
 
   A* similarities(int64_t k) const { return products + k * 2 * wide; }
   A* logits(int64_t k) const { return products + k * 2 * wide + wide; }
   /// How much a pair of different slots counts in the divergence.
   A per_pair() const { return slots > 1 ? A{1} / static_cast<A>(slots * (slots - 1)) : A{0}; }
+
   /// to [K, columns] (+)= by rows, `columns` padded.
   void multiply_rows(const Matrix<A>& by, const A* rows, int64_t columns, A* to, bool add) const {
     pack_panels<A>(by, 0, (slots + kPanelRows - 1) / kPanelRows, panels);
@@ -110,10 +145,8 @@ struct Update {
 
   /// to [K, 2 wide] (+)= m [u^T, v^T] for matrices [K,C].
   void cross(const A* m, const A* u, const A* v, A* to, bool add = false) const {
-    fill(right, channels * 2 * wide, A{0});
-    transpose<A>(u, stride, slots, channels, right, 2 * wide);
-    transpose<A>(v, stride, slots, channels, right + wide, 2 * wide);
-    multiply_rows({m, slots, channels, stride, 1}, right, 2 * wide, to, add);
+    dots(m, slots, u, slots, stride, to, 2 * wide, add);
+    dots(m, slots, v, slots, stride, to + wide, 2 * wide, add);
   }
 };
 
@@ -144,7 +177,7 @@ inline A along_sphere(const Update<A>& state, int64_t k, const A* e, A* to) {
 template <class T, class A>
 inline void form(const MemoryUpdate<T>& op, const Update<A>& to) {
   const auto momentum = static_cast<A>(op.momentum);
-  A* sums = to.right;  // a row
+  A* sums = to.row;
   for (int64_t k = 0; k < to.slots; ++k) {
     A* u = to.normal + k * to.stride;
     load_row(op.memory + k * to.channels, to.channels, to.stride, u);
@@ -165,9 +198,7 @@ inline void form(const MemoryUpdate<T>& op, const Update<A>& to) {
     to.inverse[k] = A{1} / divisor;
     to.curved[k] = norm > smallest ? A{1} : A{0};
     to.by_memory[k] = norm > smallest && memory_part < sums_part ? A{1} : A{0};
-    for (int64_t i = 0; i < to.stride; i += kLanes<A>) {
-      store<A>(u + i, load<A>(u + i) / divisor);
-    }
+    combine(to.inverse[k], u, A{0}, u, to.stride, u);
   }
   to.cross(to.normal, to.normal, to.weight, to.products);
   for (int64_t k = 0; k < to.slots; ++k) {
