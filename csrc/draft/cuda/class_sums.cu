@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   T* tile_features = dynamic_shared<T>();
   T* tile_direction = tile_features + task.tile_elements();
   A* own = task.partials + blockIdx.x * task.size();
-  A* sums = task.shared_sums ? reinterpret_cast<A*>(tile_features +
-                                                    (kSecond ? 2 : 1) * task.tile_elements())
-                             : own;
+  A* sums = task.shared_sums
+                ? reinterpret_cast<A*>(tile_features + (kSecond ? 2 : 1) * task.tile_elements())
+                : own;
   const int size = static_cast<int>(task.size());
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -417,8 +417,8 @@ void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int6
   task.num_classes = static_cast<int>(num_classes);
   task.features = features;
   task.direction = direction;
-  task.aligned = vectors_fit<T>(task.runs, map.channels) && aligned16(features) &&
-                 aligned16(direction);
+  task.aligned =
+      vectors_fit<T>(task.runs, map.channels) && aligned16(features) && aligned16(direction);
   task.tile_pixels = kTilePixels;
   while (task.tile_pixels > 1 && maps * task.tile_pixels * map.channels * element > 64 << 10) {
     task.tile_pixels /= 2;

@@ -52,8 +52,8 @@ struct Walk {
 struct Grid {
   int64_t batch;
   int num_classes;
-  int groups;          // lanes that share the classes of a column: a power of two
-  int columns_log2;    // columns of a warp
+  int groups;        // lanes that share the classes of a column: a power of two
+  int columns_log2;  // columns of a warp
   int classes_a_lane;
   Pieces bands, strips;
   int most_staged, most_emitted;  // source columns of a strip: read, and added to
@@ -79,9 +79,9 @@ struct BandRow {
 struct Piece {
   int image, band, strip;
   int y_begin, rows, x_begin, columns;
-  int row_begin, row_end;    // source rows it adds to
-  int emit_begin, emit_end;  // source columns it adds to
-  int source_x, staged;      // source columns it reads
+  int row_begin, row_end;       // source rows it adds to
+  int emit_begin, emit_end;     // source columns it adds to
+  int source_x, staged;         // source columns it reads
   const unsigned char* labels;  // of its first pixel
 
   /// Called by all threads; synchronises.
@@ -176,8 +176,7 @@ __device__ __forceinline__ void stage_row(const Grid& grid, const Piece& piece,
                                           const Logits& logits, int row, A scale, A* staged) {
   const int last_row = static_cast<int>(grid.bands.axis.in) - 1;
   const int last_column = static_cast<int>(grid.strips.axis.in) - 1;
-  const int64_t base =
-      piece.image * logits.image + (row < last_row ? row : last_row) * logits.row;
+  const int64_t base = piece.image * logits.image + (row < last_row ? row : last_row) * logits.row;
   for (Walk walk(grid.staging); walk.outer < grid.staging.outer; walk.next(grid.staging)) {
     const int k = grid.channels_last ? walk.inner : walk.outer;
     const int j = grid.channels_last ? walk.outer : walk.inner;

@@ -93,31 +93,22 @@ enum class Element : int { f64, f32, bf16, f16 };
 template <class A>
 __device__ __forceinline__ A load_element(const void* data, Element type, int64_t i) {
   switch (type) {
-    case Element::f64:
-      return static_cast<A>(static_cast<const double*>(data)[i]);
-    case Element::f32:
-      return static_cast<A>(static_cast<const float*>(data)[i]);
-    case Element::bf16:
-      return static_cast<A>(widen(static_cast<const bfloat16*>(data)[i]));
-    default:
-      return static_cast<A>(widen(static_cast<const float16*>(data)[i]));
+    case Element::f64: return static_cast<A>(static_cast<const double*>(data)[i]);
+    case Element::f32: return static_cast<A>(static_cast<const float*>(data)[i]);
+    case Element::bf16: return static_cast<A>(widen(static_cast<const bfloat16*>(data)[i]));
+    default: return static_cast<A>(widen(static_cast<const float16*>(data)[i]));
   }
 }
 
 template <class A>
 __device__ __forceinline__ void store_element(void* data, Element type, int64_t i, A value) {
   switch (type) {
-    case Element::f64:
-      static_cast<double*>(data)[i] = static_cast<double>(value);
-      break;
-    case Element::f32:
-      static_cast<float*>(data)[i] = static_cast<float>(value);
-      break;
+    case Element::f64: static_cast<double*>(data)[i] = static_cast<double>(value); break;
+    case Element::f32: static_cast<float*>(data)[i] = static_cast<float>(value); break;
     case Element::bf16:
       static_cast<bfloat16*>(data)[i] = narrow<bfloat16>(static_cast<float>(value));
       break;
-    default:
-      static_cast<float16*>(data)[i] = narrow<float16>(static_cast<float>(value));
+    default: static_cast<float16*>(data)[i] = narrow<float16>(static_cast<float>(value));
   }
 }
 

@@ -11,8 +11,8 @@ struct Runs {
   int64_t images, pixels;
   bool channels_last;
 
-  __host__ __device__ __forceinline__ int64_t offset(int64_t image, int64_t pixel,
-                                                     int64_t channel, int64_t channels) const {
+  __host__ __device__ __forceinline__ int64_t offset(int64_t image, int64_t pixel, int64_t channel,
+                                                     int64_t channels) const {
     return channels_last ? (image * pixels + pixel) * channels + channel
                          : (image * channels + channel) * pixels + pixel;
   }

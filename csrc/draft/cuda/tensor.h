@@ -71,9 +71,9 @@ inline Tensor empty_map_beside(const Tensor& like, const Map& map, int64_t chann
 
 inline Labels labels_of(const char* name, const Tensor& labels, int64_t batch, int64_t num_classes,
                         int64_t ignore_index) {
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == batch && labels.size(1) > 0 &&
-                      labels.size(2) > 0,
-                  name, ": expected [", batch, ",H,W]");
+  STD_TORCH_CHECK(
+      labels.dim() == 3 && labels.size(0) == batch && labels.size(1) > 0 && labels.size(2) > 0,
+      name, ": expected [", batch, ",H,W]");
   check_contiguous(name, labels);
   const bool wide = labels.scalar_type() == ScalarType::Long;
   STD_TORCH_CHECK(wide || labels.scalar_type() == ScalarType::Byte, name,
@@ -111,9 +111,7 @@ class Stream {
  public:
   explicit Stream(const Tensor&) {}
 
-  void zero(void* data, int64_t bytes) const {
-    std::memset(data, 0, static_cast<size_t>(bytes));
-  }
+  void zero(void* data, int64_t bytes) const { std::memset(data, 0, static_cast<size_t>(bytes)); }
 
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,

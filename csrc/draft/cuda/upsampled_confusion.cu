@@ -1,13 +1,13 @@
 // The confusion matrix of bilinearly upsampled logits (docs/math.md 5).
 //
 // At 8x768x768, K=19, from 192x192, float32: reads 22 MB of logits and 5 MB of labels and writes
-// K*K counts. 90 million pixel and class pairs of 4 instructions each (a multiply-add, a comparison,
-// two selections) and about 40 a pixel are 20 us of issue on 132 multiprocessors, twice the time of
-// the bytes: the floor. Launches: 1, and one of the GPU's own to clear the counts.
+// K*K counts. 90 million pixel and class pairs of 4 instructions each (a multiply-add, a
+// comparison, two selections) and about 40 a pixel are 20 us of issue on 132 multiprocessors, twice
+// the time of the bytes: the floor. Launches: 1, and one of the GPU's own to clear the counts.
 //
 // A thread owns a column of pixels, as in upsampled_cross_entropy, and counts a run of equal pairs
-// (truth, prediction) before it adds to the block's histogram in shared memory. Counts are integers:
-// their order of addition changes nothing.
+// (truth, prediction) before it adds to the block's histogram in shared memory. Counts are
+// integers: their order of addition changes nothing.
 #include "columns.h"
 #include "columns_glue.h"
 

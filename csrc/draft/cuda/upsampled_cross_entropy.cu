@@ -3,8 +3,8 @@
 // At 8x768x768, K=19, from 192x192, float32: reads 22 MB of logits and 5 MB of labels, writes 22 MB
 // of gradient, and 30 MB of it once more on the way, mostly inside the L2 cache. 90 million exp2,
 // which the special-function units of 132 multiprocessors need 25 us for: the floor. Around each
-// stand 4 multiply-adds: 1 for the logit, 1 for the sum, 2 for the gradient; what a cell and a pixel
-// need besides makes about 11 instructions a pixel and class at 4x upsampling, 8 at 16x.
+// stand 4 multiply-adds: 1 for the logit, 1 for the sum, 2 for the gradient; what a cell and a
+// pixel need besides makes about 11 instructions a pixel and class at 4x upsampling, 8 at 16x.
 // Launches: 2 forward, 1 backward, 2 second order.
 //
 // Forward and gradient are one pass. A thread owns a column of pixels and up to 19 classes (more
@@ -26,8 +26,8 @@ enum class Pass { loss, gradient, second };
 
 constexpr int kFinishThreads = 256;
 constexpr int kFinishColumns = 256;
-/// From one class to the next in flushed columns: one place more a warp, so that every fourth column
-/// does not lie in the same bank, and odd, so that neighbouring classes do not.
+/// From one class to the next in flushed columns: one place more a warp, so that every fourth
+/// column does not lie in the same bank, and odd, so that neighbouring classes do not.
 constexpr int kFlushedPitch = kColumnThreads + kColumnThreads / kWarp + 1;
 
 template <class A>
@@ -102,8 +102,7 @@ __device__ __forceinline__ void emit_row(const Task<A>& task, const Piece& piece
     const int j = grid.channels_last ? walk.outer : walk.inner;
     if (j >= count) continue;
     const int group = k / kClasses;
-    const A* row =
-        flushed + (k - group * kClasses) * kFlushedPitch + (group << grid.columns_log2);
+    const A* row = flushed + (k - group * kClasses) * kFlushedPitch + (group << grid.columns_log2);
     const auto at = [&](int i) { return row[i + (i >> grid.columns_log2) * warp_step]; };
     const int begin = starts[j], middle = starts[j + 1], end = starts[j + 2];
     A sum = 0;
@@ -167,9 +166,9 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   for (int c = 0; c < kClasses; ++c) own_shares[c * kColumnThreads] = {0, 0};
   __syncthreads();
 
-  A value[kClasses], rise[kClasses];                                   // of logits * log2(e) / tau
+  A value[kClasses], rise[kClasses];                                    // of logits * log2(e) / tau
   A along[kSecond ? kClasses : 1], along_rise[kSecond ? kClasses : 1];  // of the direction / tau
-  A top[kGradient ? kClasses : 1], bottom[kGradient ? kClasses : 1];   // gradient, two source rows
+  A top[kGradient ? kClasses : 1], bottom[kGradient ? kClasses : 1];    // gradient, two source rows
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
     rise[c] = 0;
@@ -369,7 +368,8 @@ __global__ void __launch_bounds__(kFinishThreads)
     A sum = 0;
     for (int a = above.extra; a >= 0; --a) {
       for (int b = extras[j]; b >= 0; --b) {
-        sum += place[-a * grid.bands.overlap() * row_step - b * grid.strips.overlap() * column_step];
+        sum +=
+            place[-a * grid.bands.overlap() * row_step - b * grid.strips.overlap() * column_step];
       }
     }
     const int64_t i = to + (grid.channels_last ? j * classes + k : k * h * w + j);
@@ -434,9 +434,9 @@ void run(const Arguments& arguments, const Tensor* direction, const Tensor* grad
   const Map map = map_of("logits", logits);
   Task<A> task{};
   task.labels = labels_of("target", target, map.batch, map.channels, ignore_index);
-  task.grid = make_grid(map.batch, map.channels, {map.height, target.size(1)},
-                        {map.width, target.size(2)}, classes_a_lane<A>(map.channels),
-                        map.channels_last);
+  task.grid =
+      make_grid(map.batch, map.channels, {map.height, target.size(1)}, {map.width, target.size(2)},
+                classes_a_lane<A>(map.channels), map.channels_last);
   const Grid& grid = task.grid;
   check_groups(grid);
   task.logits = logits_of(map, logits);
@@ -453,10 +453,10 @@ void run(const Arguments& arguments, const Tensor* direction, const Tensor* grad
 
   Scratch scratch;
   const int64_t partials = scratch.take<double>(2 * grid.blocks());
-  const int64_t laid_out = scratch.take<A>(
-      kPass == Pass::loss ? 0
-                          : map.batch * map.channels * grid.bands.laid_out() *
-                                grid.strips.laid_out());
+  const int64_t laid_out =
+      scratch.take<A>(kPass == Pass::loss ? 0
+                                          : map.batch * map.channels * grid.bands.laid_out() *
+                                                grid.strips.laid_out());
   scratch.allocate(logits);
   task.partials = scratch.at<double>(partials);
   task.laid_out = scratch.at<A>(laid_out);

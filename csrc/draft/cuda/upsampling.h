@@ -64,8 +64,8 @@ struct Pieces {
   }
   __host__ __device__ int64_t laid_out() const { return axis.in + overlap() * (count - 1); }
   __host__ __device__ int64_t owner_of(int64_t i) const {
-    const int64_t t = cells_each > 0 ? divide(i, cells_each)
-                                     : divide(axis.first_of(i + 1) - 1, pixels_each);
+    const int64_t t =
+        cells_each > 0 ? divide(i, cells_each) : divide(axis.first_of(i + 1) - 1, pixels_each);
     return t < count ? t : count - 1;
   }
 };

@@ -226,8 +226,8 @@ inline void __syncwarp() {
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source) {
   cuda_on_cpu::whole_warp(mask);
-  return cuda_on_cpu::exchange(
-      value, [&](const auto& get) { return get(static_cast<unsigned>(source)); });
+  return cuda_on_cpu::exchange(value,
+                               [&](const auto& get) { return get(static_cast<unsigned>(source)); });
 }
 
 template <class T>
