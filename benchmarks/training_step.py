@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "cpu": Setting("deeplabv3plus_r18", Size(2, 256, 256, 32)),
+    "cpu": Setting("deeplabv3plus_r18", Size(2, 768, 768, 32)),
     "cuda": Setting("deeplabv3plus_r50", Size(4, 768, 768, 16)),
 }
 SMALL = Size(2, 64, 64, 32)

@@ -86,6 +86,16 @@ struct BothWays {
   }
 };
 
+/// The sums of the lanes of as many vectors, one in each lane.
+template <class A>
+PINMEM_INLINE Vec<A> reduce_each(Vec<A> (&parts)[kLanes<A>]) {
+  transpose_square<A>(parts);
+  Vec<A> total = parts[0];
+#pragma GCC unroll 16
+  for (int l = 1; l < kLanes<A>; ++l) total += parts[l];
+  return total;
+}
+
 /// sum[p] = sum over channels of u v, both native; rows' padding counts, as zeros.
 template <bool Last, class A>
 inline void dot_pixels(const A* u, const A* v, int64_t channels, A* sum) {
@@ -104,10 +114,7 @@ inline void dot_pixels(const A* u, const A* v, int64_t channels, A* sum) {
         }
         parts[l] = even + odd;
       }
-      transpose_square<A>(parts);
-      Vec<A> total{};
-      for (int64_t l = 0; l < lanes; ++l) total += parts[l];
-      store<A>(sum + p, total);
+      store<A>(sum + p, reduce_each<A>(parts));
     }
   }
 }

@@ -19,34 +19,47 @@ inline A dot(const A* u, const A* v, int64_t count) {
   return reduce_add<A>(even + odd);
 }
 
+/// Dot products that `dots` has in registers, of kDotRows rows with kDotColumns.
+inline constexpr int kDotRows = kPanelRows > 6 ? 4 : 2;
+inline constexpr int kDotColumns = 4;
+
 /// to[i * to_stride + j] (+)= u_i.v_j for rows u and v of `stride` elements, padded with zeros.
 template <class A>
 inline void dots(const A* u, int64_t u_rows, const A* v, int64_t v_rows, int64_t stride, A* to,
                  int64_t to_stride, bool add) {
-  constexpr int64_t high = 2, wide = 4;  // products at a time, in registers
-  for (int64_t i = 0; i < u_rows; i += high) {
-    for (int64_t j = 0; j < v_rows; j += wide) {
-      const int64_t rows = u_rows - i < high ? u_rows - i : high;
-      const int64_t columns = v_rows - j < wide ? v_rows - j : wide;
+  constexpr int all = kDotRows * kDotColumns;
+  static_assert(all % kLanes<A> == 0);
+  for (int64_t i = 0; i < u_rows; i += kDotRows) {
+    for (int64_t j = 0; j < v_rows; j += kDotColumns) {
       // Behind the last row, the last one again.
-      const A *left[high], *right[wide];
-      for (int64_t r = 0; r < high; ++r) left[r] = u + (i + (r < rows ? r : rows - 1)) * stride;
-      for (int64_t c = 0; c < wide; ++c) {
-        right[c] = v + (j + (c < columns ? c : columns - 1)) * stride;
+      const A *left[kDotRows], *right[kDotColumns];
+      for (int r = 0; r < kDotRows; ++r) {
+        left[r] = u + (i + r < u_rows ? i + r : u_rows - 1) * stride;
       }
-      Vec<A> sums[high][wide] = {};
+      for (int c = 0; c < kDotColumns; ++c) {
+        right[c] = v + (j + c < v_rows ? j + c : v_rows - 1) * stride;
+      }
+      Vec<A> sums[all / kLanes<A>][kLanes<A>] = {};
+      Vec<A>* sum = sums[0];
       for (int64_t s = 0; s < stride; s += kLanes<A>) {
-#pragma GCC unroll 2
-        for (int64_t r = 0; r < high; ++r) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kDotRows; ++r) {
           const Vec<A> element = load<A>(left[r] + s);
 #pragma GCC unroll 4
-          for (int64_t c = 0; c < wide; ++c) sums[r][c] += element * load<A>(right[c] + s);
+          for (int c = 0; c < kDotColumns; ++c) {
+            sum[r * kDotColumns + c] += element * load<A>(right[c] + s);
+          }
         }
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; ++c) {
+      A result[all];
+#pragma GCC unroll 8
+      for (int part = 0; part < all / kLanes<A>; ++part) {
+        store<A>(result + part * kLanes<A>, reduce_each<A>(sums[part]));
+      }
+      for (int64_t r = 0; r < kDotRows && i + r < u_rows; ++r) {
+        for (int64_t c = 0; c < kDotColumns && j + c < v_rows; ++c) {
           A* cell = to + (i + r) * to_stride + j + c;
-          *cell = reduce_add<A>(sums[r][c]) + (add ? *cell : A{0});
+          *cell = result[r * kDotColumns + c] + (add ? *cell : A{0});
         }
       }
     }
