@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Each test process stays on one thread; tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: venv build test pytest lint format train sanitize packaging-check gpu-check clean
+.PHONY: venv build test pytest lint format train sanitize packaging-check torch-check gpu-check clean
 
 venv: $(VENV)/.installed
 
@@ -59,6 +59,10 @@ sanitize: venv
 # Installs in fresh environments in every way there is; takes minutes and fetches torch.
 packaging-check:
 	PYTHON=$(PYTHON) tests/packaging_check.sh
+
+# The library that is built here passes its tests under the oldest torch and under the newest.
+torch-check: build
+	JOBS=$(JOBS) tests/old_torch_check.sh $(PY)
 
 # All that a GPU is for, in ten minutes, with what is installed; SMOKE=1 rehearses it on a CPU.
 gpu-check:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table
+from benchmarks import goals, table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/performance.md"
@@ -48,7 +48,7 @@ def load(file: Path) -> dict[str, Any]:
 def section(file: Path, results: dict[str, Any], document: Path) -> str:
     """One machine's part of the document."""
     parts = [f"### {results['environment']['device_name']} (`{file.name}`)", ""]
-    parts += [table.markdown(results)]
+    parts += [goals.markdown(results), "", table.markdown(results)]
     if find_spec("matplotlib") is None:
         print("matplotlib is not installed: tables without plots")
         return "\n".join(parts)
