@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
 
 import toolchain  # noqa: E402
+import toolchain_cuda  # noqa: E402
 
 INSTEAD = {
     "_cpu.so": "plain PyTorch serves CPUs",
@@ -49,7 +50,7 @@ class BuildKernels(build_ext):
 
     def _build(self, library: Path) -> None:
         if library.name == "_cuda.so":
-            toolchain.build_cuda(library)
+            toolchain_cuda.build_cuda(library)
         else:
             toolchain.build_cpu(library, sanitize=os.environ.get("PINMEM_SANITIZE") == "1")
 
@@ -73,7 +74,7 @@ def build_requirements() -> list[str]:
 
 
 libraries = [Extension("pinmem._cpu", [])]
-if toolchain.sources(toolchain.CUDA, "*.cu"):
+if toolchain.sources(toolchain_cuda.CUDA, "*.cu"):
     libraries.append(Extension("pinmem._cuda", []))
 
 setup(

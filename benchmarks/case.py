@@ -75,7 +75,8 @@ class OpCase:
     ``OURS`` is the public function, ``EAGER`` the plain one, and ``make(size, dtype, source,
     variant)`` returns the :class:`Inputs`; ``moved(size, itemsize, what, variant)`` is the least
     traffic in bytes and ``operations(size, what, variant)`` the arithmetic, an addition or
-    multiplication counting one. Optional: ``PASSES``, ``VARIANTS``, ``MORE`` (further baselines).
+    multiplication counting one. Optional: ``PASSES``, ``VARIANTS``, ``MORE`` (further baselines),
+    ``KINKED`` (its gradients jump: ours are held to plain PyTorch's in float64).
     """
 
     def __init__(
@@ -115,9 +116,17 @@ class OpCase:
                 plain = self._bind(self._plain(), inputs)()
                 exact = self._bind(self._plain(), inputs.double())()
             self._truth = check.Truth(exact, plain, self.dtype)
+        strict, kinked = name in self.ours, getattr(self.file, "KINKED", False)
         with pinmem.backend(self.backend_of(name)):
             results = self.call(name)()
-        return self._truth.fault(results, strict=name in self.ours)
+            outputs = len(results) - len(self._inputs_of(0).leaves) if kinked else None
+            fault = self._truth.fault(results, strict, outputs)
+            if fault or not (strict and kinked):
+                return fault
+            results = self._bind(self._function(name), self._inputs_of(0).double())()
+        exact = check.Truth(self._truth.exact, self._truth.exact, torch.float64)
+        fault = exact.fault(results, strict=True)
+        return fault and f"in float64: {fault}"
 
     def release(self) -> None:
         self._inputs.clear()

@@ -48,7 +48,9 @@ def load(file: Path) -> dict[str, Any]:
 def section(file: Path, results: dict[str, Any], document: Path) -> str:
     """One machine's part of the document."""
     parts = [f"### {results['environment']['device_name']} (`{file.name}`)", ""]
-    parts += [goals.markdown(results), "", table.markdown(results)]
+    if not results["environment"].get("smoke"):
+        parts += [goals.markdown(results), ""]
+    parts += [table.markdown(results)]
     if find_spec("matplotlib") is None:
         print("matplotlib is not installed: tables without plots")
         return "\n".join(parts)

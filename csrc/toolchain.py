@@ -1,9 +1,9 @@
-"""Compiles csrc/ into shared libraries; setup.py calls it.
+"""Compiles csrc/cpu into a shared library, and has what toolchain_cuda.py needs too.
 
 A library needs a compiler and torch's headers, and Python's headers never. What cannot be built
 raises :class:`LeftOut` with the reason in one sentence; code that does not compile raises
 :class:`BuildFailed`. Objects are kept in build/objects and compiled again where their source, a
-header or the command changed.
+header or the command changed; what the compiler said lies beside them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Path("csrc/cpu")
-CUDA = Path("csrc/cuda")
 
 # The oldest torch that the libraries run on: the stable ABI of 2.10, whose minor version is a byte.
 OLDEST_TORCH = (2, 10)
@@ -50,9 +49,8 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
 }
-
-# Ampere, Hopper and Blackwell, as far as nvcc knows them; later ones compile the last at load time.
-DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
+# What `nvcc -Xptxas -v` says of every kernel: for the log alone.
+STATISTICS = re.compile(r"ptxas info |\s+\d+ bytes stack frame")
 
 
 class LeftOut(Exception):
@@ -111,8 +109,10 @@ class Job:
         said = run(command)
         if said.returncode != 0:
             raise BuildFailed(f"{shlex.join(command)}\n{said.stdout}{said.stderr}")
-        if said.stderr.strip():
-            print(said.stderr.rstrip(), file=sys.stderr)
+        self.output.with_suffix(".log").write_text(said.stderr)
+        for line in said.stderr.splitlines():
+            if line.strip() and not STATISTICS.match(line):
+                print(line, file=sys.stderr)
         if listed.exists():
             listed.replace(self.output.with_suffix(".d"))
         # As old as the text it is made of: an edit while the compiler ran makes it stale.
@@ -210,70 +210,6 @@ def build_cpu(output: Path, sanitize: bool = False) -> None:
     if sys.platform == "linux" and not sanitize:
         link += ["-Wl,--no-undefined"]
     make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], objects / output.name, output)
-
-
-def build_cuda(output: Path) -> None:
-    """csrc/cuda into one library."""
-    nvcc = find_nvcc()
-    torch = need_torch()
-    if torch.cuda is None:
-        raise LeftOut("torch is a build without CUDA")
-    release = re.search(r"release ([\d.]+)", run([nvcc, "--version"]).stdout)
-    toolkit = release[1] if release else "an unknown release"
-    if toolkit.split(".")[0] != torch.cuda.split(".")[0]:
-        raise LeftOut(f"nvcc is of CUDA {toolkit} and torch of CUDA {torch.cuda}")
-    host = need_compiler()
-    command = [nvcc, host[-1], *(["-ccbin", host[0]] if len(host) == 2 else [])]
-    code = architectures(run([nvcc, "--list-gpu-arch"]).stdout.split())
-    objects = ROOT / "build/objects/cuda"
-    base = [*command, "-c", "-O3", "--threads", "2", *code, "-DUSE_CUDA", STABLE_ABI]
-    base += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr"]
-    jobs = [
-        Job(objects / f"{source.stem}.o", [*base, f"-I{CUDA}", *torch.headers, str(source)])
-        for source in sources(CUDA, "*.cu")
-    ]
-    if any(job.stale() for job in jobs):
-        probe = objects / "probe.cu"
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("#include <type_traits>\n__global__ void probe() {}\n")
-        said = run([*command, *code, "-c", str(probe), "-o", str(probe.with_suffix(".o"))])
-        if said.returncode != 0:
-            raise LeftOut(f"nvcc does not compile: {first_error(said)}")
-    # The runtime goes in whole: it shares the device's primary context with torch's own, and
-    # nobody has to have a libcudart of this release.
-    link = [*command, "-shared", "-cudart", "static"]
-    link += ["-Xlinker", "--exclude-libs=ALL"]
-    torch_libraries = [f"-L{torch.root}/lib", "-ltorch_cuda", "-ltorch_cpu"]
-    make(jobs, link, torch_libraries, objects / output.name, output)
-
-
-def find_nvcc() -> str:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-    if nvcc is None:
-        raise LeftOut(f"nvcc was not found ({'in CUDA_HOME' if home else 'CUDA_HOME, PATH'})")
-    return nvcc
-
-
-def architectures(known: list[str]) -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST (8.0;9.0a;10.0+PTX, or with spaces)."""
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;")
-    if not given:
-        able = [
-            name for name in DEFAULT_ARCHITECTURES if f"compute_{name.replace('.', '')}" in known
-        ]
-        given = ";".join(able) + ("+PTX" if able else "")
-    flags = []
-    for name in re.split(r"[;,\s]+", given) if given else []:
-        parts = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
-        if parts is None:
-            raise BuildFailed(
-                f"TORCH_CUDA_ARCH_LIST: got '{name}', expected such as 9.0 or 9.0+PTX"
-            )
-        number = parts[1] + parts[2] + parts[3]
-        codes = f"sm_{number},compute_{number}" if parts[4] else f"sm_{number}"
-        flags.append(f"-gencode=arch=compute_{number},code=[{codes}]")
-    return flags
 
 
 def sources(folder: Path, pattern: str) -> list[Path]:

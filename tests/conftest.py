@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ if not GPU:
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a GPU its tests are skipped, and say so; a backend is tested on the ops it has."""
+    config.hook.pytest_deselected(items=[item for item in items if not _has_the_op(item)])
     items[:] = [item for item in items if _has_the_op(item)]
     for item in items:
         if item.get_closest_marker("gpu") and not GPU:
@@ -31,6 +33,21 @@ def _has_the_op(item: pytest.Item) -> bool:
         backend = "triton"
     folder = {"triton": "kernels/{}.py", "cuda": "csrc/cuda/{}.cu"}.get(backend)
     return op is None or folder is None or (ROOT / folder.format(op)).exists()
+
+
+@pytest.fixture(autouse=True)
+def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without a GPU the backend ``cuda`` is its emulation, in tests that name it."""
+    named = getattr(getattr(request.node, "callspec", None), "params", {})
+    if (named.get("backend"), named.get("device")) != ("cuda", "cpu"):
+        yield
+        return
+    from . import cuda_emulation
+
+    if reason := cuda_emulation.missing():
+        pytest.skip(reason)
+    with cuda_emulation.emulated():
+        yield
 
 
 @pytest.fixture(autouse=True)

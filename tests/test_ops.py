@@ -15,21 +15,37 @@ from .op_cases import BASE, DTYPES, FORMATS, SIZES, SMALL, WIDTHS, Shape, build,
 
 GPU_BACKENDS = ("triton", "cuda", "reference")
 SMOOTH = [op for op in ops.__all__ if op != "upsampled_confusion"]
+# More than one tile, strip or warp, and none: the emulation is faster than Triton's interpreter.
+TILED = [
+    replace(BASE, height=3, width=40, full_height=12, full_width=157),
+    replace(BASE, classes=65, channels=256, height=3, full_height=9),
+    replace(BASE, batch=0),
+]
 TINY = Shape(1, 2, 3, 5, 7, classes=3, channels=4)
 
 
 def targets() -> list:
     """Backend and device pairs: what runs here, and what needs a GPU."""
-    interpreted = not torch.cuda.is_available()
+    on_cpu = [
+        pytest.param("triton", "cpu", id="triton-interpreter"),
+        pytest.param("cuda", "cpu", id="cuda-emulation"),
+    ]
     return [
         pytest.param("cpu", "cpu", id="cpu"),
-        *([pytest.param("triton", "cpu", id="triton-interpreter")] if interpreted else []),
+        *([] if torch.cuda.is_available() else on_cpu),
         *(pytest.param(b, "cuda", id=f"{b}-gpu", marks=pytest.mark.gpu) for b in GPU_BACKENDS[:2]),
     ]
 
 
+def slow(backend: str, device: str) -> bool:
+    """Whether a GPU's kernels run on a CPU here: a second where a GPU takes a microsecond."""
+    return device == "cpu" and backend in ("triton", "cuda")
+
+
 def shapes_for(backend: str, device: str) -> list[Shape]:
-    return SMALL if (backend, device) == ("triton", "cpu") else [*SIZES, *WIDTHS]
+    if not slow(backend, device):
+        return [*SIZES, *WIDTHS]
+    return SMALL if backend == "triton" else [*SMALL, *TILED]
 
 
 def value_cases() -> list:
@@ -65,7 +81,7 @@ def test_gradcheck(op: str, backend: str, device: str) -> None:
         def smooth_outputs(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(output for output in case(*inputs) if output.requires_grad)
 
-        fast = backend == "triton"
+        fast = backend == "triton" or slow(backend, device)
         assert gradcheck(smooth_outputs, leaves, fast_mode=fast)
         assert gradgradcheck(smooth_outputs, leaves, fast_mode=fast)
 
@@ -115,9 +131,9 @@ def test_third_order_raises(op: str, backend: str, device: str) -> None:
 @pytest.mark.parametrize("backend, device", targets())
 @pytest.mark.parametrize("op", ops.__all__)
 def test_opcheck(op: str, backend: str, device: str) -> None:
-    """Schema, autograd registration and, outside Triton's interpreter, fake kernels."""
+    """Schema, autograd registration and, outside interpreter and emulation, fake kernels."""
     checks = ["test_schema", "test_autograd_registration"]
-    if (backend, device) != ("triton", "cpu"):
+    if not slow(backend, device):
         checks += ["test_faketensor", "test_aot_dispatch_dynamic"]
     for layout in FORMATS.values():
         case = build(op, TINY).to(torch.float32, device, layout)
@@ -150,7 +166,7 @@ def recorded(case, backend: str, op: str) -> list[tuple[str, tuple]]:
 @pytest.mark.parametrize("op", ops.__all__)
 def test_same_bits_every_time(op: str, backend: str, device: str) -> None:
     """From run to run, and with one thread or two."""
-    shape = SMALL[0] if (backend, device) == ("triton", "cpu") else Shape(3, 33, 31, 131, 122)
+    shape = SMALL[0] if slow(backend, device) else Shape(3, 33, 31, 131, 122)
     case = build(op, shape).to(torch.float32, device, torch.contiguous_format)
     threads = torch.get_num_threads()
     runs = []
@@ -202,7 +218,7 @@ def test_any_strides(op: str, backend: str, device: str) -> None:
 @pytest.mark.parametrize("op", ["memory_read", "memory_read_project", "upsampled_cross_entropy"])
 def test_float32_parameters_with_bfloat16_maps(op: str, backend: str, device: str) -> None:
     """As under autocast; the parameters' gradients stay float32."""
-    shape = SMALL[0] if (backend, device) == ("triton", "cpu") else BASE
+    shape = SMALL[0] if slow(backend, device) else BASE
     case = build(op, shape).to(torch.float32, device, torch.contiguous_format)
     case.inputs[0] = case.inputs[0].bfloat16()
     if case.constants.get("gumbel") is not None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from .build_tools import ROOT, toolchain, toolchain_cuda
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 
@@ -27,6 +25,7 @@ def tree(tmp_path: Path) -> Path:
     one_op = ["library.cpp", "find_bad_label.cpp", "simd/find_bad_label.cpp"]
     for path in (
         *(Path(name) for name in ("setup.py", "pyproject.toml", "LICENSE", "csrc/toolchain.py")),
+        Path("csrc/toolchain_cuda.py"),
         *(Path("csrc/cpu", name) for name in one_op),
         *(header.relative_to(ROOT) for header in (ROOT / "csrc/cpu").rglob("*.h")),
     ):
@@ -123,18 +122,7 @@ def times(objects: Path) -> dict[str, int]:
 # --- The pieces of the toolchain ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def toolchain() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("toolchain", ROOT / "csrc/toolchain.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["toolchain"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_torch_of_this_environment_is_found(toolchain: ModuleType) -> None:
+def test_the_torch_of_this_environment_is_found() -> None:
     import torch
 
     found = toolchain.find_torch()
@@ -144,7 +132,7 @@ def test_the_torch_of_this_environment_is_found(toolchain: ModuleType) -> None:
 
 
 def test_an_older_torch_is_not_built_against(
-    toolchain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = tmp_path / "torch/include/torch/csrc/stable/library.h"
     header.parent.mkdir(parents=True)
@@ -183,16 +171,12 @@ def test_an_older_torch_is_not_built_against(
         ),
     ],
 )
-def test_architectures(
-    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch, given: str, expected: list[str]
-) -> None:
+def test_architectures(monkeypatch: pytest.MonkeyPatch, given: str, expected: list[str]) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
-    assert toolchain.architectures(["compute_80", "compute_90"]) == expected
+    assert toolchain_cuda.architectures(["compute_80", "compute_90"]) == expected
 
 
-def test_a_wrong_architecture_is_named(
-    toolchain: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;hopper")
     with pytest.raises(toolchain.BuildFailed, match="TORCH_CUDA_ARCH_LIST: got 'hopper'"):
-        toolchain.architectures([])
+        toolchain_cuda.architectures([])

@@ -128,6 +128,8 @@ class Stream {
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+    // The library's own copy of the CUDA runtime keeps its own current device.
+    STD_CUDA_CHECK(cudaSetDevice(tensor.get_device_index()));
   }
 
   void zero(void* data, int64_t bytes) const {

@@ -93,7 +93,10 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
         }
       }
       if (!counted || column.group != 0) continue;
-      const int cell = static_cast<int>(label) * grid.num_classes + prediction;
+      // Logits below kMissing must not count outside the matrix.
+      const int last = grid.num_classes - 1;
+      const int cell =
+          static_cast<int>(label) * grid.num_classes + (prediction < last ? prediction : last);
       if (cell != run_cell) {
         if (run > 0) add(run_cell, run);
         run_cell = cell;

@@ -1,0 +1,152 @@
+"""What the compiler made of csrc/cuda: architectures, symbols, registers and spills."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from .build_tools import ROOT, ptxas, toolchain, toolchain_cuda
+
+LIBRARY = ROOT / "pinmem/_cuda.so"
+NOTES = ROOT / "pinmem/_build.txt"
+KERNELS_OF = {
+    "class_sums": "class_sums_",
+    "upsampled_cross_entropy": "cross_entropy_",
+    "upsampled_confusion": "confusion_",
+    "memory_update": "memory_update_",
+    "memory_read": "memory_read_",
+    "memory_read_project": "memory_read_project_",
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The library of the ordinary build."""
+    try:
+        toolchain_cuda.find_nvcc()
+    except toolchain.LeftOut:
+        pytest.skip("no nvcc on this machine")
+    if not LIBRARY.exists():
+        pytest.skip(NOTES.read_text() if NOTES.exists() else "not built yet: make build")
+    return LIBRARY
+
+
+@pytest.fixture(scope="module")
+def kernels(library: Path) -> list:
+    found = list(ptxas.last_build())
+    assert found, f"{ptxas.LOGS}: the build left no logs; make clean build"
+    return found
+
+
+def architectures() -> set[str]:
+    """Those that the build was asked for."""
+    known = subprocess.run(
+        [toolchain_cuda.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return set(re.findall(r"sm_\w+", " ".join(toolchain_cuda.architectures(known))))
+
+
+def said(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cuobjdump() -> str:
+    """nvcc's, or the copy in Triton's package."""
+    places = [Path(toolchain_cuda.find_nvcc()).resolve().parent]
+    triton = find_spec("triton")
+    for place in (triton.submodule_search_locations or []) if triton else []:
+        places.append(Path(place, "backends/nvidia/bin"))
+    found = shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
+    return found or pytest.skip("no cuobjdump on this machine")
+
+
+def test_the_library_has_code_for_every_architecture(library: Path) -> None:
+    listed = said(cuobjdump(), "--list-elf", library)
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == architectures()
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        assert {"sm_80", "sm_90", "sm_100"} <= architectures()
+        # Later GPUs compile this at load time.
+        assert "sm_100" in said(cuobjdump(), "--list-ptx", library)
+
+
+def test_the_library_needs_no_cpp_symbol_of_torch(library: Path) -> None:
+    """The stable ABI is C: so one binary serves every torch."""
+    symbols = said("nm", "-DC", library).splitlines()
+    assert len(symbols) > 10
+    assert [line for line in symbols if re.search(r"\b(at|c10|caffe2|torch)::", line)] == []
+    defined = [line for line in symbols if " T " in line or " W " in line]
+    assert [line for line in defined if "pinmem" in line] == []
+
+
+def test_the_library_brings_the_cuda_runtime_along(library: Path) -> None:
+    needed = re.findall(r"NEEDED.*\[(.+)\]", said("readelf", "-d", library))
+    assert "libtorch_cuda.so" in needed
+    assert [name for name in needed if name.startswith(("libcuda", "libpython"))] == []
+
+
+def test_the_library_stays_unloaded_without_a_gpu(library: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    program = (
+        "from pinmem import info; info.main();"
+        "assert '/_cuda.so' not in open('/proc/self/maps').read()"
+    )
+    assert "not cuda: no CUDA device" in said(sys.executable, "-c", program)
+
+
+@pytest.mark.parametrize("op", KERNELS_OF)
+def test_every_op_has_kernels_for_every_architecture(kernels: list, op: str) -> None:
+    if not (ROOT / f"csrc/cuda/{op}.cu").exists():
+        pytest.skip(f"csrc/cuda/{op}.cu is not there")
+    compiled = {kernel.architecture for kernel in kernels if kernel.name.startswith(KERNELS_OF[op])}
+    assert compiled == architectures()
+
+
+def test_nothing_spills(kernels: list) -> None:
+    """Registers that do not fit go to memory: never outside float64, where nobody trains."""
+    single = [kernel for kernel in kernels if not kernel.double]
+    assert len(single) > len(kernels) / 2
+    assert [kernel for kernel in single if kernel.spills or kernel.stack > 0] == []
+
+
+def test_float64_spills_little(kernels: list) -> None:
+    assert [kernel for kernel in kernels if kernel.double and kernel.stack > 256] == []
+
+
+LOG = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN6pinmem5blockIfEEvPT_' for 'sm_80'
+ptxas info    : Function properties for _ZN6pinmem5blockIfEEvPT_
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Function properties for called
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 8 bytes cumulative stack size
+ptxas info    : Compile time = 1.0 ms
+ptxas info    : Compiling entry function '_ZN6pinmem5blockIdEEvPT_' for 'sm_100'
+ptxas info    : Function properties for _ZN6pinmem5blockIdEEvPT_
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers
+"""
+
+
+@pytest.mark.skipif(not shutil.which("c++filt"), reason="no c++filt on this machine")
+def test_a_log_is_read() -> None:
+    spilling, double = ptxas.kernels(LOG)
+    assert spilling == ptxas.Kernel("block<float>(float*)", "sm_80", 64, 8, 4, 12)
+    assert spilling.spills and not spilling.double
+    assert double.name == "block<double>(double*)" and double.architecture == "sm_100"
+    assert double.double and not double.spills and double.registers == 32
+    with pytest.raises(AssertionError, match="spill_stores=4"):
+        test_nothing_spills([spilling])
+    with pytest.raises(ValueError, match="says nothing of its stack frame"):
+        ptxas.kernels("\n".join(line for line in LOG.splitlines() if "frame" not in line))
