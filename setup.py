@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / "csrc"))
 import toolchain  # noqa: E402
 import toolchain_cuda  # noqa: E402
 
+# The C++ library for `make sanitize`; a GPU's code has tools of its own.
+SANITIZE = os.environ.get("PINMEM_SANITIZE") == "1"
 INSTEAD = {
     "_cpu.so": "plain PyTorch serves CPUs",
     "_cuda.so": "Triton serves GPUs",
@@ -52,7 +54,7 @@ class BuildKernels(build_ext):
         if library.name == "_cuda.so":
             toolchain_cuda.build_cuda(library)
         else:
-            toolchain.build_cpu(library, sanitize=os.environ.get("PINMEM_SANITIZE") == "1")
+            toolchain.build_cpu(library, sanitize=SANITIZE)
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
@@ -74,7 +76,7 @@ def build_requirements() -> list[str]:
 
 
 libraries = [Extension("pinmem._cpu", [])]
-if toolchain.sources(toolchain_cuda.CUDA, "*.cu"):
+if not SANITIZE and toolchain.sources(toolchain_cuda.CUDA, "*.cu"):
     libraries.append(Extension("pinmem._cuda", []))
 
 setup(
