@@ -22,8 +22,8 @@ KERNELS_OF = {
     "upsampled_cross_entropy": "cross_entropy_",
     "upsampled_confusion": "confusion_",
     "memory_update": "memory_update_",
-    "memory_read": "memory_read_",
-    "memory_read_project": "memory_read_project_",
+    "memory_read": "read_",
+    "memory_read_project": "project_",
 }
 
 
