@@ -34,8 +34,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--compile-report",
         nargs="*",
         metavar="TARGET",
-        help="compile the Triton kernels for GPUs that need not be there (sm_90) and print"
-        " registers, spills, shared memory and occupancy",
+        help="compile the Triton kernels for GPUs that need not be there (sm_80, sm_90, sm_100,"
+        " gfx942) and print registers, spills, shared memory and occupancy; with --smoke only what"
+        " training meets",
+    )
+    parser.add_argument(
+        "--floors",
+        action="store_true",
+        help="count bytes and operations of every pass, and put the floors into the documentation",
     )
     args = parser.parse_args(arguments)
     args.ops = args.ops.split(",") if args.ops else list(FILES)
@@ -58,7 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     if args.compile_report is not None:
         from benchmarks import compile_report
 
-        return compile_report.main(args.compile_report or ["sm_90"], args.ops, args.json)
+        return compile_report.main(args.compile_report, args.ops, args.json, args.smoke)
+    if args.floors:
+        from benchmarks import floors
+
+        floors.write()
+        return 0
     plan = Plan.of(args.device, args.smoke, args.channels_last)
     changes = {"seconds": args.seconds, "threads": args.threads}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})

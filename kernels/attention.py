@@ -49,7 +49,7 @@ def look_along(
     x_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     v_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     x_vm = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-    for tile in range((C + BLOCK_C - 1) // BLOCK_C):
+    for tile in tl.range((C + BLOCK_C - 1) // BLOCK_C, disable_licm=True):
         c = tile * BLOCK_C
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)
         m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)

@@ -33,9 +33,6 @@ from torch import Tensor
 
 from pinmem.backends import triton_interpreted
 
-# Programs that share the sums, at most: two a multiprocessor of today's largest GPUs.
-_SHARES = 256
-
 
 @triton.jit
 def _sum(
@@ -196,7 +193,7 @@ def _run(
     steps, programs, shares, mass_shares = 1, blocks, None, None
     if order != 1:
         numel = num_classes * channels
-        steps, programs, shares = new_shares(blocks, numel, features, _SHARES)
+        steps, programs, shares = new_shares(blocks, numel, features)
     if order == 0:
         mass_shares = shares.new_empty((programs, num_classes))
     launch(

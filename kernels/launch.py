@@ -25,7 +25,8 @@ class CompileCase(NamedTuple):
 
     ``signature`` maps every argument to a Triton type (``"*bf16"``, ``"i32"``, ``"constexpr"``),
     ``constexprs`` holds the values of the latter, ``aligned`` the arguments divisible by 16.
-    ``typical`` marks the configuration that training meets: what a quick check compiles.
+    ``typical`` marks the configuration that training meets: what a quick check compiles. ``grid``
+    and ``arguments`` are the launch itself: what it moves can be counted from them.
     """
 
     name: str
@@ -36,6 +37,16 @@ class CompileCase(NamedTuple):
     num_warps: int
     num_stages: int
     typical: bool = False
+    grid: int = 0
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """The same for launches that compile to the same kernel."""
+        constants = tuple((name, str(value)) for name, value in self.constexprs.items())
+        signature = tuple(self.signature.items())
+        kernel = (self.kernel.__module__, self.kernel.__name__)
+        return (*kernel, signature, constants, self.aligned, self.num_warps, self.num_stages)
 
 
 class _Recording:
@@ -66,7 +77,7 @@ def launch(
     tensor. Everything known at compile time comes by name.
     """
     if _Recording.cases is not None:
-        case = _case(kernel, args, constexprs, num_warps, num_stages)
+        case = _case(kernel, grid, args, constexprs, num_warps, num_stages)
         _Recording.cases.append(case)
         return
     if grid == 0:
@@ -75,20 +86,27 @@ def launch(
     device = tensor.device
     # Triton launches on the current device, wherever the tensors are.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    num_warps = warps_for(num_warps, torch.version.hip is not None)
+    num_warps, num_stages = fitted(num_warps, num_stages, torch.version.hip is not None)
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
         kernel[(grid,)](
             *args, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **constexprs
         )
 
 
-def warps_for(num_warps: int, hip: bool) -> int:
-    """AMD's have 64 lanes instead of 32: where there are many, half of them are as many threads."""
-    return num_warps // 2 if hip and num_warps > 4 else num_warps
+def fitted(num_warps: int, num_stages: int, hip: bool) -> tuple[int, int]:
+    """Warps and stages of a pipeline as a maker's GPUs take them; the tables are NVIDIA's.
+
+    AMD's warps have 64 lanes instead of 32: where there are many, half of them are as many threads.
+    A pipeline of loads costs registers there, and shared memory that is a third of NVIDIA's.
+    """
+    if not hip:
+        return num_warps, num_stages
+    return num_warps // 2 if num_warps > 4 else num_warps, 1
 
 
 def _case(
     kernel: Any,
+    grid: int,
     args: tuple[Any, ...],
     constexprs: dict[str, Any],
     num_warps: int,
@@ -122,4 +140,6 @@ def _case(
         num_warps,
         num_stages,
         _Recording.typical,
+        grid,
+        values,
     )

@@ -116,9 +116,22 @@ def cast(x, T: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc):
-    """``acc + a b``; float32 exactly (no TF32), 16-bit types on the matrix units."""
+    """``acc + a b`` on the matrix units, to the last bits of float32 (no TF32).
+
+    A float32 product is made of six of bfloat16, which every matrix unit has; the interpreter
+    multiplies float32 as it is.
+    """
     if _INTERPRETED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
+    if a.dtype == tl.float32 and not _INTERPRETED:
+        return tl.dot(a, b, acc, input_precision="bf16x6", out_dtype=acc.dtype)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def dot_exact(a, b, acc):
+    """``acc + a b`` with every product rounded once; on ordinary units, for small matrices."""
     return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
 
 

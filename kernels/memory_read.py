@@ -60,16 +60,20 @@ def _forward(
     BLOCK_K: tl.constexpr,
 ):
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    T: tl.constexpr = query.dtype.element_ty
     image, first, inside = pixel_block(tl.program_id(0), blocks, total, pixels, BLOCK_N)
     at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
     at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
     at_2c, step_2c = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
 
-    square = tl.zeros([BLOCK_N], ACC)
-    s = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-    for tile in range(TILES):
+    # A single tile of all channels stays on the chip; of several, the second look finds a cache.
+    x = load_channels(query, at, step, inside, 0, C, BLOCK_C)
+    m = cast(load_rows(memory, 0, K, 0, C, C, BLOCK_K, BLOCK_C), T)
+    square = tl.sum(x.to(ACC) * x.to(ACC), 1)
+    s = dot(x, tl.trans(m), tl.zeros([BLOCK_N, BLOCK_K], ACC))
+    for tile in range(1, TILES):
         x = load_channels(query, at, step, inside, tile * BLOCK_C, C, BLOCK_C)
-        m = cast(load_rows(memory, 0, K, tile * BLOCK_C, C, C, BLOCK_K, BLOCK_C), x.dtype)
+        m = cast(load_rows(memory, 0, K, tile * BLOCK_C, C, C, BLOCK_K, BLOCK_C), T)
         square += tl.sum(x.to(ACC) * x.to(ACC), 1)
         s = dot(x, tl.trans(m), s)
     r, _ = inverse_norm(square)
@@ -79,9 +83,10 @@ def _forward(
 
     for tile in range(TILES):
         start = tile * BLOCK_C
-        x = load_channels(query, at, step, inside, start, C, BLOCK_C)
-        m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), x.dtype)
-        c = dot(cast(a, x.dtype), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+        if TILES > 1:
+            x = load_channels(query, at, step, inside, start, C, BLOCK_C)
+            m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
+        c = dot(cast(a, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
         store_channels(readout, at_2c, step_2c, inside, start, C, x.to(ACC) * r[:, None])
         store_channels(readout, at_2c, step_2c, inside, C + start, 2 * C, c)
 
@@ -111,6 +116,7 @@ def _backward(
     T: tl.constexpr = query.dtype.element_ty
     if shares is not None:
         share = shares + tl.program_id(0).to(tl.int64) * (K * C)
+        all_dm = tl.zeros([BLOCK_K, BLOCK_C], ACC)
     for turn in range(steps):
         index = tl.program_id(0) * steps + turn
         image, first, inside = pixel_block(index, blocks, total, pixels, BLOCK_N)
@@ -118,11 +124,19 @@ def _backward(
         at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
         at_2c, step_2c = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
 
-        square = tl.zeros([BLOCK_N], ACC)
+        # As in forward, a single tile of all channels is read once.
+        x = load_channels(query, at, step, inside, 0, C, BLOCK_C)
+        m = cast(load_rows(memory, 0, K, 0, C, C, BLOCK_K, BLOCK_C), T)
+        square = tl.sum(x.to(ACC) * x.to(ACC), 1)
+        s = dot(x, tl.trans(m), tl.zeros([BLOCK_N, BLOCK_K], ACC))
         x_d0 = tl.zeros([BLOCK_N], ACC)
-        s = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-        for tile in range(TILES):
+        if grad_readout is not None:
+            d0 = load_channels(grad_readout, at_2c, step_2c, inside, 0, C, BLOCK_C)
+            dc = load_channels(grad_readout, at_2c, step_2c, inside, C, 2 * C, BLOCK_C)
+            x_d0 += tl.sum(x.to(ACC) * d0.to(ACC), 1)
+            da = dot(dc, tl.trans(m), da)
+        for tile in range(1, TILES):
             start = tile * BLOCK_C
             x = load_channels(query, at, step, inside, start, C, BLOCK_C)
             m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
@@ -144,24 +158,32 @@ def _backward(
 
         for tile in range(TILES):
             start = tile * BLOCK_C
-            x = load_channels(query, at, step, inside, start, C, BLOCK_C)
-            q = x.to(ACC) * r[:, None]
-            if grad_query is not None:
+            if TILES > 1:
+                x = load_channels(query, at, step, inside, start, C, BLOCK_C)
                 m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
-                e = dot(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if grad_readout is not None:
                     d0 = load_channels(grad_readout, at_2c, step_2c, inside, start, C, BLOCK_C)
+                    dc = load_channels(
+                        grad_readout, at_2c, step_2c, inside, C + start, 2 * C, BLOCK_C
+                    )
+            q = x.to(ACC) * r[:, None]
+            if grad_query is not None:
+                e = dot(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+                if grad_readout is not None:
                     e += d0.to(ACC)
                 dx = r[:, None] * (e - q * q_e[:, None])
                 store_channels(grad_query, at, step, inside, start, C, dx)
             if shares is not None:
-                dm = dot(tl.trans(cast(ds, T)), cast(q, T), tl.zeros([BLOCK_K, BLOCK_C], ACC))
+                dm = all_dm if TILES == 1 else tl.zeros([BLOCK_K, BLOCK_C], ACC)
+                dm = dot(tl.trans(cast(ds, T)), cast(q, T), dm)
                 if grad_readout is not None:
-                    dc = load_channels(
-                        grad_readout, at_2c, step_2c, inside, C + start, 2 * C, BLOCK_C
-                    )
                     dm = dot(tl.trans(cast(a, T)), dc, dm)
-                add_share(share, dm, 0, start, K, C, turn)
+                if TILES == 1:
+                    all_dm = dm
+                else:
+                    add_share(share, dm, 0, start, K, C, turn)
+    if shares is not None and TILES == 1:
+        add_share(share, all_dm, 0, 0, K, C, 0)
 
 
 def memory_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:

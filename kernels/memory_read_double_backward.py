@@ -2,8 +2,7 @@
 
 The derivative of the forward and the backward pass along ``(v, V)`` = (gg_query, gg_memory), with
 the cotangents of the forward held still. Per pixel, elements of ``e`` bytes: reads
-``(4C + 2K) e`` and writes ``(3C + K) e``. Launches: 2, for more than 64
-slots 3.
+``(4C + 2K) e`` and writes ``(3C + K) e``. Launches: 2.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pinmem.kernels.maps import (
     store_channels,
 )
 from pinmem.kernels.partials import add_share, add_shares, new_shares
-from pinmem.kernels.reading_config import config_of
+from pinmem.kernels.reading_config import config_of, roles_of
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
@@ -60,14 +59,19 @@ def _double_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ROLES: tl.constexpr,
 ):
-    """The forward's derivative where ``gg_readout`` is given, the gradients where ``shares`` is."""
+    """The forward's derivative, the query's gradient, and shares of dM.
+
+    Where a program has no room for a, a_1, ds and ds_1 of all of it, three ``ROLES`` do one each:
+    side by side, so that what one fetches the others find in the L2.
+    """
+    role, program = tl.program_id(0) % ROLES, tl.program_id(0) // ROLES
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     T: tl.constexpr = query.dtype.element_ty
-    if shares is not None:
-        share = shares + tl.program_id(0).to(tl.int64) * (K * C)
-    for turn in range(steps):
-        index = tl.program_id(0) * steps + turn
+    share = shares + program.to(tl.int64) * (K * C)
+    for turn in tl.range(steps, disable_licm=True):
+        index = program * steps + turn
         image, first, inside = pixel_block(index, blocks, total, pixels, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
         at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
@@ -92,8 +96,8 @@ def _double_backward(
         v_d0 = tl.zeros([BLOCK_N], ACC)
         da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         da_1 = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-        if shares is not None and grad_readout is not None:
-            for tile in range(TILES):
+        if grad_readout is not None:
+            for tile in tl.range(TILES, disable_licm=True):
                 c = tile * BLOCK_C
                 m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                 dc = load_channels(grad_readout, at_2c, step_2c, inside, C + c, 2 * C, BLOCK_C)
@@ -115,32 +119,31 @@ def _double_backward(
         q_vm *= r[:, None]
         q1_m = r[:, None] * (v_m - bend[:, None] * s)
         s_1 = q1_m + q_vm
-        if gg_readout is not None:
+        if role == 0:
             store_channels(gg_scores, at_k, step_k, inside, 0, K, s_1)
         a = attention_of(s, gumbel, at_k, step_k, inside, K)
         a_1 = a * (s_1 - tl.sum(a * s_1, 1)[:, None])
-        if shares is not None:
-            ds, ds_1 = score_gradients(a, a_1, da, da_1)
-            if grad_scores is not None:
-                ds += load_channels(grad_scores, at_k, step_k, inside, 0, K, BLOCK_K).to(ACC)
-            q_e = x_d0 * r + tl.sum(ds * s, 1)
-            q_e_1 = r * (v_d0 - bend * x_d0 * r) + tl.sum(ds * s_1 + ds_1 * s, 1)
-            q_e, q_e_1 = tl.where(curved, q_e, 0.0), tl.where(curved, q_e_1, 0.0)
+        ds, ds_1 = score_gradients(a, a_1, da, da_1)
+        if grad_scores is not None:
+            ds += load_channels(grad_scores, at_k, step_k, inside, 0, K, BLOCK_K).to(ACC)
+        q_e = x_d0 * r + tl.sum(ds * s, 1)
+        q_e_1 = r * (v_d0 - bend * x_d0 * r) + tl.sum(ds * s_1 + ds_1 * s, 1)
+        q_e, q_e_1 = tl.where(curved, q_e, 0.0), tl.where(curved, q_e_1, 0.0)
 
-        for tile in range(TILES):
+        for tile in tl.range(TILES, disable_licm=True):
             c = tile * BLOCK_C
             m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             if gg_memory is not None:
                 vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             x = load_channels(query, at, step, inside, c, C, BLOCK_C)
             q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
-            if gg_readout is not None:
+            if role == 0:
                 store_channels(gg_readout, at_2c, step_2c, inside, c, C, q_1)
                 c_1 = dot(cast(a_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if gg_memory is not None:
                     c_1 = dot(cast(a, T), vm, c_1)
                 store_channels(gg_readout, at_2c, step_2c, inside, C + c, 2 * C, c_1)
-            if shares is not None:
+            if role == ROLES // 2:
                 e = dot(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 e_1 = dot(cast(ds_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if gg_memory is not None:
@@ -152,6 +155,7 @@ def _double_backward(
                 e_1 -= q_1 * q_e[:, None] + q * q_e_1[:, None]
                 dx = r[:, None] * (e_1 - (bend * r)[:, None] * e)
                 store_channels(grad_query, at, step, inside, c, C, dx)
+            if role == ROLES - 1:
                 dm = dot(tl.trans(cast(ds_1, T)), cast(q, T), tl.zeros([BLOCK_K, BLOCK_C], ACC))
                 dm = dot(tl.trans(cast(ds, T)), cast(q_1, T), dm)
                 if grad_readout is not None:
@@ -178,13 +182,7 @@ def memory_read_double_backward(
     steps, programs, shares = new_shares(total, memory.numel(), query)
     inputs = (gg_query, gg_memory, grad_readout, grad_scores, query, memory, gumbel)
     sizes = (pixels, blocks, total, steps)
-    outputs = (gg_readout, gg_scores, grad_query, shares)
-    if config["BLOCK_K"] <= 64:
-        launch(_double_backward, programs, *inputs, *outputs, *sizes, **config)
-    else:
-        # Two halves: a, a_1, ds and ds_1 together would not fit into registers.
-        forward, backward = (*outputs[:2], None, None), (None, None, *outputs[2:])
-        launch(_double_backward, programs, *inputs, *forward, *sizes, **config)
-        launch(_double_backward, programs, *inputs, *backward, *sizes, **config)
+    outputs, roles = (gg_readout, gg_scores, grad_query, shares), roles_of("second", query, memory)
+    launch(_double_backward, programs * roles, *inputs, *outputs, *sizes, **config, ROLES=roles)
     add_shares(shares, grad_memory)
     return gg_readout, gg_scores, grad_query, grad_memory

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.launch import CompileCase, launch, recording
-from pinmem.kernels.maps import cast, dot, load_rows, softmax_rows, store_rows
+from pinmem.kernels.maps import cast, dot_exact, load_rows, softmax_rows, store_rows
 from pinmem.kernels.memory_update_double_backward import memory_update_double_backward
 from pinmem.kernels.partials import add_share
 from pinmem.kernels.slots import (
@@ -68,7 +68,7 @@ def _forward(
         highest = tl.max(z, 1)
         total = highest + tl.log(tl.sum(tl.exp(z - highest[:, None]), 1))
         surprise += tl.sum(tl.where(same, total[:, None] - z, 0.0))
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             u = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
             store_rows(new_memory, u * norm[:, None], row, K, c, C, C)
     tl.store(divergence, cast(similar * (1.0 / PAIRS), divergence.dtype.element_ty))
@@ -130,7 +130,7 @@ def _backward(
         kept = share_of_memory(mass_i, MOMENTUM)
         s_du = tl.zeros([ROWS], ACC)
 
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             new = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
             new *= norm[:, None]
             dnew = tl.zeros([ROWS, BLOCK_C], ACC)
@@ -138,15 +138,15 @@ def _backward(
                 dnew += load_rows(grad_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
             if grad_divergence is not None:
                 new_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
-                dnew = dot(pull, new_j * norm_j[:, None], dnew)
+                dnew = dot_exact(pull, new_j * norm_j[:, None], dnew)
             if grad_classification is not None:
                 w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                dnew = dot(lean, w, dnew)
+                dnew = dot_exact(lean, w, dnew)
             du = norm[:, None] * (dnew - new * turned[:, None])
             store_rows(d_memory, du * kept[:, None], row, K, c, C, C)
             store_rows(d_sums, du * taken[:, None], row, K, c, C, C)
             s_du += tl.sum(load_rows(sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC) * du, 1)
-            dw = dot(tl.trans(lean), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
+            dw = dot_exact(tl.trans(lean), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
             if ROWS < K:
                 add_share(room, dw, 0, c, K, C, row)
             else:
@@ -156,7 +156,7 @@ def _backward(
         tl.store(d_mass + i, cast(dmass, d_mass.dtype.element_ty), mask=i < K)
     tl.store(d_bias + j, cast(db, d_bias.dtype.element_ty), mask=j < K)
     if ROWS < K:
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             dw = load_rows(room, 0, K, c, C, C, BLOCK_K, BLOCK_C)
             store_rows(d_weight, dw, 0, K, c, C, C)
 

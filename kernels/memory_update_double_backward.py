@@ -12,7 +12,7 @@ import triton.language as tl
 from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
     cast,
-    dot,
+    dot_exact,
     inverse_norm,
     load_rows,
     reciprocal,
@@ -116,7 +116,7 @@ def _double_backward(
         z = tl.zeros([ROWS, BLOCK_K], ACC)
         u1_w = tl.zeros([ROWS, BLOCK_K], ACC)
         u_w1 = tl.zeros([ROWS, BLOCK_K], ACC)
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             u_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
             u1_j = _moved_along(
                 gg_memory, gg_sums, gg_mass, sums, mass,
@@ -139,14 +139,14 @@ def _double_backward(
                 d_u += tl.sum(grad * u, 1)
                 d_u1 += tl.sum(grad * u_1, 1)
             w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-            g = dot(u, tl.trans(u_j), g)
-            g_1 = dot(u_1, tl.trans(u_j), g_1)
-            g_1 = dot(u, tl.trans(u1_j), g_1)
-            z = dot(u, tl.trans(w), z)
-            u1_w = dot(u_1, tl.trans(w), u1_w)
+            g = dot_exact(u, tl.trans(u_j), g)
+            g_1 = dot_exact(u_1, tl.trans(u_j), g_1)
+            g_1 = dot_exact(u, tl.trans(u1_j), g_1)
+            z = dot_exact(u, tl.trans(w), z)
+            u1_w = dot_exact(u_1, tl.trans(w), u1_w)
             if gg_weight is not None:
                 w_1 = load_rows(gg_weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                u_w1 = dot(u, tl.trans(w_1), u_w1)
+                u_w1 = dot_exact(u, tl.trans(w_1), u_w1)
 
         # new = n u and new_1 = n (u_1 - bend u), with n = 1/|u| and bend = u.u_1 / |u|^2.
         n, curved = inverse_norm(u_u)
@@ -198,7 +198,7 @@ def _double_backward(
         s_du = tl.zeros([ROWS], ACC)
         s_du_1 = tl.zeros([ROWS], ACC)
 
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             u = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
             u_1 = _moved_along(
                 gg_memory, gg_sums, gg_mass, sums, mass,
@@ -218,15 +218,15 @@ def _double_backward(
                     MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C,
                 )  # fmt: skip
                 new_j = u_j * n_j[:, None]
-                dnew = dot(pull, new_j, dnew)
-                dnew_1 = dot(pull, u1_j * n_j[:, None] - new_j * bend_j[:, None], dnew_1)
+                dnew = dot_exact(pull, new_j, dnew)
+                dnew_1 = dot_exact(pull, u1_j * n_j[:, None] - new_j * bend_j[:, None], dnew_1)
             if grad_classification is not None:
                 w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                dnew = dot(lean, w, dnew)
-                dnew_1 = dot(lean_1, w, dnew_1)
+                dnew = dot_exact(lean, w, dnew)
+                dnew_1 = dot_exact(lean_1, w, dnew_1)
                 if gg_weight is not None:
                     w_1 = load_rows(gg_weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                    dnew_1 = dot(lean, w_1, dnew_1)
+                    dnew_1 = dot_exact(lean, w_1, dnew_1)
             du = n[:, None] * (dnew - new * new_dnew[:, None])
             du_1 = dnew_1 - new_1 * new_dnew[:, None] - new * new_dnew_1[:, None]
             du_1 = n[:, None] * du_1 - bend[:, None] * du
@@ -238,8 +238,8 @@ def _double_backward(
             if gg_sums is not None:
                 s_1 = load_rows(gg_sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
                 s_du_1 += tl.sum(s_1 * du, 1)
-            dw = dot(tl.trans(lean_1), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
-            dw = dot(tl.trans(lean), new_1, dw)
+            dw = dot_exact(tl.trans(lean_1), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
+            dw = dot_exact(tl.trans(lean), new_1, dw)
             if ROWS < K:
                 add_share(room, dw, 0, c, K, C, row)
             else:
@@ -250,7 +250,7 @@ def _double_backward(
     tl.store(gg_divergence, cast(similar_1 * (1.0 / PAIRS), gg_divergence.dtype.element_ty))
     tl.store(gg_classification, cast(surprise_1 * (1.0 / K), gg_classification.dtype.element_ty))
     if ROWS < K:
-        for c in range(0, C, BLOCK_C):
+        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
             dw = load_rows(room, 0, K, c, C, C, BLOCK_K, BLOCK_C)
             store_rows(d_weight, dw, 0, K, c, C, C)
 
@@ -273,6 +273,8 @@ def memory_update_double_backward(
 ) -> tuple[Tensor, ...]:
     """Second-order pass: derivatives along the five directions gg_*."""
     config = slot_config(memory, momentum)
+    # Twice as many products are open here as in the other passes.
+    config["BLOCK_C"] = 16
     inputs = (memory, sums, mass, weight, bias)
     losses = (memory.new_empty(()), memory.new_empty(()))
     outputs = (torch.empty_like(memory), *losses, *map(torch.empty_like, inputs))

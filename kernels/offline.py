@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from pinmem.kernels.launch import CompileCase, warps_for
+from pinmem.kernels.launch import CompileCase, fitted
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -61,10 +61,17 @@ class Report(NamedTuple):
     matrix: int  # matrix instructions in the disassembly
 
 
-def compile_cases() -> Iterator[CompileCase]:
-    """Every kernel of every op, in every configuration that ``auto`` can choose."""
-    for op in OPS:
-        yield from importlib.import_module(f"pinmem.kernels.{op}").compile_cases()
+def compile_cases(ops: Sequence[str] = OPS, typical: bool = False) -> Iterator[CompileCase]:
+    """Every kernel of some ops in every configuration that ``auto`` can choose, each once.
+
+    With ``typical`` only the configuration that training meets.
+    """
+    seen = set()
+    for op in ops:
+        for case in importlib.import_module(f"pinmem.kernels.{op}").compile_cases():
+            if case.identity not in seen and (case.typical or not typical):
+                seen.add(case.identity)
+                yield case._replace(name=f"{op} {case.name}")
 
 
 def build(case: CompileCase, target: Target) -> Report:
@@ -76,8 +83,9 @@ def build(case: CompileCase, target: Target) -> Report:
     indices = [case.kernel.arg_names.index(name) for name in case.aligned]
     aligned = {(index,): [["tt.divisibility", 16]] for index in indices}
     source = ASTSource(case.kernel, case.signature, case.constexprs, aligned)
-    num_warps = warps_for(case.num_warps, target.gpu.backend == "hip")
-    options = {"num_warps": num_warps, "num_stages": case.num_stages}
+    hip = target.gpu.backend == "hip"
+    num_warps, num_stages = fitted(case.num_warps, case.num_stages, hip)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
     options["enable_fp_fusion"] = True
     compiled = triton.compile(source, target=target.gpu, options=options)
     threads = num_warps * target.gpu.warp_size
@@ -86,22 +94,24 @@ def build(case: CompileCase, target: Target) -> Report:
     return _read_amd(compiled, target, threads)
 
 
-def reports(
-    targets: Sequence[str], ops: Sequence[str] = OPS, typical: bool = False
-) -> Iterator[dict[str, Any]]:
-    """A row a kernel, configuration and target: its name and its report, or why it ``failed``."""
-    for op in ops:
-        for case in importlib.import_module(f"pinmem.kernels.{op}").compile_cases():
-            if typical and not case.typical:
-                continue
-            for name in targets:
-                row: dict[str, Any] = {"op": op, "kernel": case.name, "target": name}
-                row |= {"warps": case.num_warps, "typical": case.typical}
-                try:
-                    row |= build(case, TARGETS[name])._asdict()
-                except Exception as error:
-                    row["failed"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                yield row
+def report(case: CompileCase, target: str) -> dict[str, Any]:
+    """A row of a table: the case's name and its report, or why it ``failed``."""
+    row: dict[str, Any] = {"kernel": case.name, "target": target, "warps": case.num_warps}
+    row["typical"] = case.typical
+    try:
+        return row | build(case, TARGETS[target])._asdict()
+    except Exception as error:
+        return row | {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+
+def faults(row: dict[str, Any]) -> str:
+    """What is wrong with a row of :func:`report`; empty where nothing is."""
+    if "failed" in row:
+        return row["failed"]
+    if row["spills"]:
+        return f"{row['spills']} bytes a thread spilled"
+    limit = TARGETS[row["target"]].shared_limit
+    return f"{row['shared']} bytes of shared memory" if row["shared"] > limit else ""
 
 
 def _read_nvidia(compiled: Any, target: Target, threads: int) -> Report:
@@ -122,12 +132,12 @@ def _read_nvidia(compiled: Any, target: Target, threads: int) -> Report:
 def _read_amd(compiled: Any, target: Target, threads: int) -> Report:
     assembly = compiled.asm["amdgcn"]
     registers = _number(r"\.vgpr_count:\s*(\d+)", assembly)
-    spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
-    spilled += _number(r"\.sgpr_spill_count:\s*(\d+)", assembly)
+    # Scratch memory a lane: scalar registers spill into lanes of vector ones, not there.
+    spills = _number(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
     matrix = len(re.findall(r"\bv_mfma_", assembly))
     shared = compiled.metadata.shared
     occupancy = _occupancy(target, threads, registers, shared)
-    return Report(registers, 4 * spilled, shared, occupancy, {}, matrix)
+    return Report(registers, spills, shared, occupancy, {}, matrix)
 
 
 def _occupancy(target: Target, threads: int, registers: int, shared: int) -> float:

@@ -13,23 +13,32 @@ from torch import Tensor
 
 from pinmem.ops._maps import accumulator
 
-# Shares at most: enough programs to fill any GPU of today, few enough to add up quickly.
-_SHARES = 512
-_BYTES = 64 << 20
+# Shares at most: a program for each multiprocessor of an H200, which seldom has room for two.
+MOST_SHARES = 132
+# They are written by one launch and read by the next. Up to so many bytes (a quarter of an H200's
+# L2) they do not leave the cache between; sums too large for that are shared by a few programs.
+SHARE_BYTES = 12 << 20
+_FEW = 24
 
 
-def new_shares(
-    blocks: int, numel: int, like: Tensor, most: int = _SHARES
-) -> tuple[int, int, Tensor]:
-    """Room for at most ``most`` shares of a sum of ``numel`` elements over blocks of pixels.
+def share_out(blocks: int, numel: int, most: int = MOST_SHARES) -> tuple[int, int]:
+    """How many blocks in a row each program takes, and how many programs there are.
 
-    Returns how many blocks in a row each program takes, how many programs there are, and the
-    uninitialised shares [programs, numel] in the accumulation type of ``like``. No blocks still
-    make one program, so that the sums are written: as zeros.
+    Each keeps a share of ``numel`` elements. No blocks still make one program, so that the sums
+    are written: as zeros.
     """
-    most = max(1, min(most, _BYTES // (4 * numel)))
+    size = 4 * numel
+    most = max(1, min(most, max(SHARE_BYTES // size, min(_FEW, 4 * SHARE_BYTES // size))))
     steps = max(1, triton.cdiv(blocks, most))
-    programs = max(1, triton.cdiv(blocks, steps))
+    return steps, max(1, triton.cdiv(blocks, steps))
+
+
+def new_shares(blocks: int, numel: int, like: Tensor) -> tuple[int, int, Tensor]:
+    """As :func:`share_out`, and the uninitialised shares [programs, numel].
+
+    They are of the accumulation type of ``like``.
+    """
+    steps, programs = share_out(blocks, numel)
     return steps, programs, like.new_empty((programs, numel), dtype=accumulator(like.dtype))
 
 

@@ -1,9 +1,8 @@
 """Block sizes of the two reading ops: one small table, chosen by shape and type alone.
 
 What bounds a block are registers: rows of pixels x slots (about four of them in forward, a dozen
-in second order) beside a tile of channels. Float32 and float64 dots run on ordinary units and keep
-whole operands in registers, hence the smaller tiles. ``python -m benchmarks --compile-report``
-prints what becomes of each.
+in second order) beside a tile of channels. Operands of float32 dots are three of bfloat16, hence
+the smaller tiles. ``python -m benchmarks --compile-report`` prints what becomes of each.
 """
 
 from __future__ import annotations
@@ -17,48 +16,73 @@ from torch import Tensor
 # pixels, channels, outputs of the projection, warps, stages of the pipelined loops.
 _TABLE: dict[int, dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
     2: {
-        "forward": ((64, 64, 0, 4, 3), (64, 64, 0, 4, 3), (64, 64, 0, 8, 1), (32, 64, 0, 8, 1)),
-        "backward": ((64, 64, 0, 4, 2), (64, 64, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1)),
-        "second": ((64, 32, 0, 8, 1), (16, 32, 0, 4, 1), (16, 32, 0, 4, 1), (16, 16, 0, 8, 1)),
+        "forward": (
+            (64, 256, 0, 8, 1), (64, 64, 0, 4, 3), (64, 64, 0, 8, 1), (32, 64, 0, 8, 1),
+        ),
+        "backward": (
+            (16, 256, 0, 8, 2), (64, 32, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1),
+        ),
+        "second": (
+            (64, 16, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1), (16, 32, 0, 8, 1),
+        ),
         "project": (
-            (64, 64, 128, 4, 3), (64, 64, 128, 4, 3), (64, 64, 128, 8, 1), (16, 64, 64, 8, 1),
+            (64, 64, 256, 8, 3), (64, 64, 256, 8, 3), (64, 64, 128, 8, 1), (16, 64, 64, 8, 1),
         ),
         "project backward": (
-            (64, 256, 64, 8, 2), (64, 128, 64, 8, 1), (16, 64, 32, 8, 1), (16, 16, 16, 8, 1),
+            (64, 32, 64, 8, 1), (64, 32, 64, 8, 1), (32, 64, 32, 8, 1), (32, 32, 32, 8, 1),
         ),
         "project second": (
-            (64, 32, 32, 8, 1), (16, 64, 64, 4, 1), (16, 32, 32, 8, 1), (16, 16, 16, 8, 1),
+            (64, 32, 16, 8, 1), (32, 16, 16, 8, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
     },
     4: {
-        "forward": ((64, 32, 0, 4, 1), (32, 32, 0, 4, 1), (32, 32, 0, 8, 1), (32, 32, 0, 8, 1)),
-        "backward": ((32, 32, 0, 4, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1), (16, 16, 0, 8, 1)),
-        "second": ((16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "forward": (
+            (32, 32, 0, 4, 1), (64, 32, 0, 8, 1), (16, 32, 0, 8, 1), (32, 32, 0, 8, 1),
+        ),
+        "backward": (
+            (16, 64, 0, 4, 1), (16, 32, 0, 8, 1), (16, 32, 0, 8, 1), (16, 16, 0, 8, 1),
+        ),
+        "second": (
+            (16, 32, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+        ),
         "project": (
-            (64, 16, 64, 4, 1), (32, 16, 32, 4, 1), (32, 16, 32, 8, 1), (16, 16, 16, 8, 1),
+            (64, 32, 128, 8, 1), (32, 16, 32, 4, 1), (32, 16, 32, 8, 1), (16, 16, 16, 8, 1),
         ),
         "project backward": (
-            (32, 32, 32, 4, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (16, 64, 32, 8, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
         "project second": (
-            (32, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (16, 32, 32, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
     },
     8: {
-        "forward": ((32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
-        "backward": ((32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
-        "second": ((16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1)),
+        "forward": (
+            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+        ),
+        "backward": (
+            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+        ),
+        "second": (
+            (16, 32, 0, 8, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+        ),
         "project": (
             (32, 16, 32, 4, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
         "project backward": (
-            (32, 16, 32, 4, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (32, 64, 64, 8, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
         "project second": (
-            (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (16, 16, 32, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
     },
 }  # fmt: skip
+
+
+def roles_of(kind: str, query: Tensor, memory: Tensor) -> int:
+    """How many programs share the work on the same pixels, where one has no room for all of it."""
+    wide = query.element_size() > 2 or memory.shape[0] > 32
+    most = {"second": 3, "project backward": 2, "project second": 3}[kind]
+    return most if wide else most - 1 if kind == "project second" else 1
 
 
 def config_of(

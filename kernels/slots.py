@@ -10,7 +10,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from pinmem.kernels.maps import accumulator, dot, inverse_norm, load_rows, padded, reciprocal
+from pinmem.kernels.maps import accumulator, dot_exact, inverse_norm, load_rows, padded, reciprocal
 from torch import Tensor
 
 
@@ -84,7 +84,7 @@ def rate(
     along = tl.zeros([ROWS], ACC)
     g = tl.zeros([ROWS, BLOCK_K], ACC)
     z = tl.zeros([ROWS, BLOCK_K], ACC)
-    for c in range(0, C, BLOCK_C):
+    for c in tl.range(0, C, BLOCK_C, disable_licm=True):
         u_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
         if ROWS == BLOCK_K:
             u_i = u_j
@@ -93,8 +93,8 @@ def rate(
         w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
         square_i += tl.sum(u_i * u_i, 1)
         square_j += tl.sum(u_j * u_j, 1)
-        g = dot(u_i, tl.trans(u_j), g)
-        z = dot(u_i, tl.trans(w), z)
+        g = dot_exact(u_i, tl.trans(u_j), g)
+        z = dot_exact(u_i, tl.trans(w), z)
         if grad_memory is not None:
             along += tl.sum(load_rows(grad_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC) * u_i, 1)
     norm_i, curved = inverse_norm(square_i)

@@ -1,105 +1,117 @@
-"""The gradient of a projection's weight: a matrix product over all pixels (docs/math.md 1)."""
+"""The gradient of a projection's weight, a product over all pixels, beside the pixels' own work.
+
+The query's half of it, ``sum_n D^T q`` [O,C] (docs/math.md 1), fits no program's registers. So it
+is cut into tiles, and as many programs as there are tiles share a chunk of the pixels: in a turn
+each does the pixels' work for one block, and adds all the turn's blocks to its tile. Their work is
+equal, so they stay together, and what one of them fetches the others find in the L2.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
-    accumulator,
     cast,
     dot,
+    inverse_norm,
     load_channels,
     padded,
-    pixel_block,
     run_offsets,
-    runs_of,
-    store_rows,
 )
-from pinmem.kernels.partials import new_shares
+from pinmem.kernels.partials import MOST_SHARES, add_share, share_out
 from torch import Tensor
+
+from pinmem.ops._maps import accumulator
 
 
 @triton.jit
-def _weight_shares(
+def add_blocks(
+    weight_shares,
     grad_projected,
-    first_map,
-    first_scale,
-    second_map,
-    second_scale,
-    shares,
+    query,
+    gg_query,
+    chunk,
+    part,
+    turn,
+    steps,
     pixels,
     blocks,
     total,
-    steps,
     C: tl.constexpr,
     OUT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    PARTS: tl.constexpr,
+    TILE_O: tl.constexpr,
+    TILE_C: tl.constexpr,
 ):
-    """A program's share of one tile of ``sum_n D^T (scale map [+ scale map])`` [O,C]."""
-    TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    TILES_O: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
-    part = tl.program_id(0) // (TILES_C * TILES_O)
-    o = tl.program_id(0) // TILES_C % TILES_O * BLOCK_O
-    c = tl.program_id(0) % TILES_C * BLOCK_C
-    T: tl.constexpr = grad_projected.dtype.element_ty
-    dw = tl.zeros([BLOCK_O, BLOCK_C], ACC)
-    for turn in range(steps):
-        index = part * steps + turn
-        image, first, inside = pixel_block(index, blocks, total, pixels, BLOCK_N)
-        at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
-        at_o, step_o = run_offsets(image, first, OUT, pixels, CHANNELS_LAST, BLOCK_N)
-        at_1, _ = run_offsets(image, first, 1, pixels, CHANNELS_LAST, BLOCK_N)
-        d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, BLOCK_O)
-        scale = tl.load(first_scale + at_1, mask=inside, other=0.0)
-        q = load_channels(first_map, at, step, inside, c, C, BLOCK_C).to(ACC) * scale[:, None]
-        if second_map is not None:
-            scale = tl.load(second_scale + at_1, mask=inside, other=0.0)
-            q += load_channels(second_map, at, step, inside, c, C, BLOCK_C).to(ACC) * scale[:, None]
+    """Add a turn's ``PARTS`` blocks of ``D^T q`` to the chunk's share [O,C], in this part's tile.
+
+    Along ``gg_query`` of ``D^T q_1``, with q's derivative.
+    """
+    TILES_C: tl.constexpr = (C + TILE_C - 1) // TILE_C
+    T: tl.constexpr = query.dtype.element_ty
+    o, c = part // TILES_C * TILE_O, part % TILES_C * TILE_C
+    dw = tl.zeros([TILE_O, TILE_C], ACC)
+    # Few pixels at a time: all channels of them are in registers at once.
+    PIECE: tl.constexpr = 16
+    PIECES: tl.constexpr = BLOCK_N // PIECE
+    for other in tl.range(PARTS * PIECES, disable_licm=True):
+        index = (chunk * steps + turn) * PARTS + other // PIECES
+        first = (index % blocks).to(tl.int64) * BLOCK_N + other % PIECES * PIECE
+        inside = first + tl.arange(0, PIECE) < tl.where(index < total, pixels, 0)
+        at, step = run_offsets(index // blocks, first, C, pixels, CHANNELS_LAST, PIECE)
+        at_o, step_o = run_offsets(index // blocks, first, OUT, pixels, CHANNELS_LAST, PIECE)
+        d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, TILE_O)
+        x = load_channels(query, at, step, inside, c, C, TILE_C).to(ACC)
+        x_x = tl.sum(x * x, 1)
+        if gg_query is not None:
+            v = load_channels(gg_query, at, step, inside, c, C, TILE_C).to(ACC)
+            x_v = tl.sum(x * v, 1)
+        for next_tile in range(1, TILES_C):
+            at_c = (c + next_tile * TILE_C) % (TILES_C * TILE_C)
+            y = load_channels(query, at, step, inside, at_c, C, TILE_C).to(ACC)
+            x_x += tl.sum(y * y, 1)
+            if gg_query is not None:
+                u = load_channels(gg_query, at, step, inside, at_c, C, TILE_C).to(ACC)
+                x_v += tl.sum(y * u, 1)
+        r, curved = inverse_norm(x_x)
+        q = x * r[:, None]
+        if gg_query is not None:
+            q = (v - q * tl.where(curved, x_v * r, 0.0)[:, None]) * r[:, None]
         dw = dot(tl.trans(d), cast(q, T), dw)
-    store_rows(shares + part.to(tl.int64) * (OUT * C), dw, o, OUT, c, C, C)
+    share = weight_shares + chunk.to(tl.int64) * (OUT * C)
+    add_share(share, dw, o, c, OUT, C, turn)
 
 
-def weight_shares(
-    grad_projected: Tensor,
-    first_map: Tensor,
-    first_scale: Tensor,
-    second_map: Tensor | None = None,
-    second_scale: Tensor | None = None,
-) -> Tensor:
-    """Shares [programs, O*C] of ``sum_n D^T (scale map [+ scale map])``; a scale is [N]."""
-    outputs, channels = grad_projected.shape[1], first_map.shape[1]
-    size = first_map.element_size()
-    most = 128 if size == 2 else 64
-    block_n = 64 if size == 2 else 16
-    block_o, block_c = min(padded(outputs), most), min(padded(channels), most)
-    tiles = triton.cdiv(outputs, block_o) * triton.cdiv(channels, block_c)
-    runs = runs_of(first_map)
-    pixels, blocks, total = runs.split(block_n)
-    # About 256 programs fill a GPU; more would only write more shares.
-    steps, programs, shares = new_shares(total, outputs * channels, first_map, max(1, 256 // tiles))
-    inputs = (grad_projected, first_map, first_scale, second_map, second_scale)
-    launch(
-        _weight_shares,
-        programs * tiles,
-        *inputs,
-        shares,
-        pixels,
-        blocks,
-        total,
+def tile_config(query: Tensor, weight: Tensor | None = None) -> dict[str, int]:
+    """Compile-time arguments: the tiles of dW, and how many programs share a chunk."""
+    if weight is None:
+        return {"PARTS": 1, "TILE_O": 16, "TILE_C": 16}
+    outputs, channels = weight.shape[0], query.shape[1]
+    most_o, most_c = {2: (32, 256), 4: (32, 256), 8: (32, 32)}[query.element_size()]
+    tile_o, tile_c = min(padded(outputs), most_o), min(padded(channels), most_c)
+    parts = triton.cdiv(outputs, tile_o) * triton.cdiv(channels, tile_c)
+    return {"PARTS": parts, "TILE_O": tile_o, "TILE_C": tile_c}
+
+
+def chunked_shares(
+    blocks: int, numel: int, tile: dict[str, int], like: Tensor, weight: Tensor | None
+) -> tuple[int, int, Tensor, Tensor | None]:
+    """How pixels are shared out, and room for the sums: ``numel`` a program, half of dW a chunk.
+
+    Returns the turns of a program, the programs, and both kinds of shares; without ``weight`` only
+    the first.
+    """
+    parts, half = tile["PARTS"], 0 if weight is None else weight.numel() // 2
+    turns = triton.cdiv(blocks, parts)
+    steps, chunks = share_out(turns, parts * numel + half, max(1, MOST_SHARES // parts))
+    kind = accumulator(like.dtype)
+    shares = like.new_empty((chunks * parts, numel), dtype=kind)
+    return (
         steps,
-        C=channels,
-        OUT=outputs,
-        CHANNELS_LAST=runs.channels_last,
-        ACC=accumulator(first_map.dtype),
-        BLOCK_N=block_n,
-        BLOCK_O=block_o,
-        BLOCK_C=block_c,
-        num_warps=8 if size == 2 else 4,
-        num_stages=2,
+        chunks * parts,
+        shares,
+        like.new_empty((chunks, half), dtype=kind) if half else None,
     )
-    return shares

@@ -19,14 +19,16 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a GPU its tests are skipped, and say so; a backend is tested on the ops it has."""
-    config.hook.pytest_deselected(items=[item for item in items if not _has_the_op(item)])
-    items[:] = [item for item in items if _has_the_op(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not _is_meant(item)])
+    items[:] = [item for item in items if _is_meant(item)]
     for item in items:
         if item.get_closest_marker("gpu") and not GPU:
             item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
-def _has_the_op(item: pytest.Item) -> bool:
+def _is_meant(item: pytest.Item) -> bool:
+    if item.get_closest_marker("exhaustive") and os.environ.get("PINMEM_EXHAUSTIVE") != "1":
+        return False
     named = getattr(getattr(item, "callspec", None), "params", {})
     op, backend = named.get("op"), named.get("backend", named.get("target"))
     if item.name.startswith("test_triton_interpreter"):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import compile_report, peak_memory, plots, report
+from benchmarks import peak_memory, plots, report
 from benchmarks.case import FILES, OPS
 
+# One rehearsal for all, whatever process runs them.
+pytestmark = pytest.mark.xdist_group("rehearsal")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -95,54 +95,6 @@ def test_pytest_benchmark_runs_a_file() -> None:
     command += ["--benchmark-disable", "benchmarks/upsampled_confusion.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
-
-
-def test_compile_report(monkeypatch, capsys, tmp_path: Path) -> None:
-    """A line a kernel; one that does not compile is said, and makes the status 1."""
-    kernels = [SimpleNamespace(name=name, num_warps=4) for name in ("read float32", "broken")]
-
-    def build(case, target):
-        if case.name == "broken":
-            raise RuntimeError("out of\nregisters")
-        values = {"registers": 64, "spills": 0, "shared": 4096, "occupancy": 0.5}
-        return Report(**values, loads={128: 3, 32: 1}, matrix=2)
-
-    Report = namedtuple("Report", "registers spills shared occupancy loads matrix")
-    offline = SimpleNamespace(OPS=("memory_read",), TARGETS={"sm_90": None}, build=build)
-    package = SimpleNamespace(offline=offline)
-    monkeypatch.setitem(sys.modules, "pinmem.kernels", package)
-    monkeypatch.setitem(sys.modules, "pinmem.kernels.offline", offline)
-    read = SimpleNamespace(compile_cases=lambda: kernels)
-    monkeypatch.setitem(sys.modules, "pinmem.kernels.memory_read", read)
-    monkeypatch.setattr(compile_report, "find_spec", lambda name: name)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-
-    file = tmp_path / "kernels.json"
-    assert program.main(["--compile-report", "--json", str(file)]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    words = [
-        "read",
-        "float32",
-        "sm_90",
-        "4",
-        "64",
-        "0",
-        "4096",
-        "50%",
-        "32:",
-        "1,",
-        "128:",
-        "3",
-        "2",
-    ]
-    assert lines[1].split() == words
-    assert "FAILED" in lines[2] and "out of registers" in lines[2]
-    assert len(json.loads(file.read_text())["kernels"]) == 2
-    assert program.main(["--compile-report", "sm_1"]) == 1
-    assert "got sm_1, expected sm_90" in capsys.readouterr().err
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert program.main(["--compile-report"]) == 1
-    assert "unset it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
