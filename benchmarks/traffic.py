@@ -109,10 +109,13 @@ def _read_backward(values: Values) -> dict[str, float]:
 
 
 def _read_second(values: Values) -> dict[str, float]:
-    # Several roles all form the scores; the last loop is divided between them.
+    # Several roles all form the scores; the gradient's looks at the cotangent too, and that of dM
+    # at its second half. The last loop is divided between them.
+    apart = values["ROLES"] > 1
     roles, shares = values["ROLES"], 2 * values["steps"] - 1
-    looks = {"query": 3 * roles, "gg_query": 3 * roles, "grad_readout": 2 * roles}
-    return looks | {"shares": shares} | _matrices(values, "memory", "gg_memory", each=3 * roles)
+    looks = {"query": 2 * roles + 1, "gg_query": 2 * roles + 1, "grad_readout": 2.5 if apart else 2}
+    each = 7 if apart else 3
+    return looks | {"shares": shares} | _matrices(values, "memory", "gg_memory", each=each)
 
 
 def _project_forward(values: Values) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot,
     load_channels,
@@ -50,7 +51,7 @@ def look_along(
     v_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     x_vm = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     for tile in tl.range((C + BLOCK_C - 1) // BLOCK_C, disable_licm=True):
-        c = tile * BLOCK_C
+        c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)
         m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
         x_x += tl.sum(x.to(ACC) * x.to(ACC), 1)

@@ -61,16 +61,22 @@ class Plan(NamedTuple):
         return self.y.tiles * self.x.tiles
 
 
+def index_of(logits: Tensor, target: Tensor) -> Any:
+    """The integers that hold the products of coordinates."""
+    (h, w), (high, wide) = logits.shape[2:], target.shape[1:]
+    largest = max((h + _TILE) * (high + _TILE), (w + _TILE) * (wide + _TILE))
+    return tl.int32 if largest < 2**31 else tl.int64
+
+
 def plan(logits: Tensor, target: Tensor, lanes: int) -> Plan:
     """Cut the pixels of ``target`` [B,H,W] over the corners of ``logits`` [B,K,h,w].
 
     A lane holds a column of a tile, and a corner of its window.
     """
     (h, w), (high, wide) = logits.shape[2:], target.shape[1:]
-    largest = max((h + _TILE) * (high + _TILE), (w + _TILE) * (wide + _TILE))
-    index = tl.int32 if largest < 2**31 else tl.int64
     # Rows cost no lanes; the bound keeps the shares of tiles small where an axis shrinks.
-    return Plan(axis(h, high, 2 * _TILE), axis(w, wide, lanes), index, h <= high and w <= wide)
+    y, x = axis(h, high, 2 * _TILE), axis(w, wide, lanes)
+    return Plan(y, x, index_of(logits, target), h <= high and w <= wide)
 
 
 def spread(block_k: int, classes: int) -> tuple[int, int]:

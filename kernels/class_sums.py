@@ -79,6 +79,9 @@ def _sum(
             labels, image, pixel, inside, h, w, high, wide, ignore_index, K, CHANNELS_LAST, INDEX,
             ACC,
         )  # fmt: skip
+        # For an A100 order 2 spills where this comes later, order 0 where it comes here.
+        if ORDER == 2:
+            soft = one_hot(label, weight, ACC, BLOCK_K)
 
         x = load_channels(features, at, step, inside, 0, C, BLOCK_C).to(ACC)
         square = tl.sum(x * x, 1)
@@ -104,7 +107,7 @@ def _sum(
         if ORDER > 1:
             q_v = tl.where(curved, x_v * r, 0.0)
             along_q = 3.0 * q_v * q_e - tl.where(curved, v_e, 0.0)
-        if SUMS:
+        if ORDER == 0:
             soft = one_hot(label, weight, ACC, BLOCK_K)
             mass += tl.sum(soft, 1)
 
@@ -145,23 +148,29 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
     (h, w), (high, wide) = features.shape[2:], labels.shape[1:]
     sums = 1 if order == 1 else block_k
     widest = min(256, (16384 if order == 0 else 8192) // sums)
+    channels_last = runs_of(features).channels_last
+    if channels > widest and not channels_last:
+        # Pointers to channels far apart fill registers, as does a tile of sums on its way out.
+        widest = min(widest, 128)
     if features.dtype == torch.float64:
-        widest //= 4
+        widest = max(8, widest // (8 if order == 2 else 4))
     block_c = min(padded(channels), widest)
+    index = tl.int32 if max((h + 1) * high, (w + 1) * wide) < 2**31 else tl.int64
     return {
         "C": channels,
         "K": num_classes,
         "ORDER": order,
-        "CHANNELS_LAST": runs_of(features).channels_last,
-        "INDEX": tl.int32 if max((h + 1) * high, (w + 1) * wide) < 2**31 else tl.int64,
+        "CHANNELS_LAST": channels_last,
+        "INDEX": index,
         "ACC": accumulator(features.dtype),
         "PRECISION": _precision(features.dtype),
         "BLOCK_N": 16,
         "BLOCK_C": block_c,
         "BLOCK_K": block_k,
         "num_warps": 8 if block_c > 64 or sums * block_c >= 2048 else 4,
-        # Where features are read once they are fetched two blocks ahead.
-        "num_stages": 3 if order == 0 and channels <= block_c else 1,
+        # Where features are read once they are fetched two blocks ahead; 64-bit coordinates
+        # leave fewer registers for it.
+        "num_stages": (3 if index == tl.int32 else 2) if order == 0 and channels <= block_c else 1,
     }
 
 

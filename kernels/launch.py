@@ -36,6 +36,7 @@ class CompileCase(NamedTuple):
     aligned: tuple[str, ...]
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
     typical: bool = False
     grid: int = 0
     arguments: dict[str, Any] = {}  # noqa: RUF012
@@ -46,7 +47,8 @@ class CompileCase(NamedTuple):
         constants = tuple((name, str(value)) for name, value in self.constexprs.items())
         signature = tuple(self.signature.items())
         kernel = (self.kernel.__module__, self.kernel.__name__)
-        return (*kernel, signature, constants, self.aligned, self.num_warps, self.num_stages)
+        options = (self.num_warps, self.num_stages, self.maxnreg)
+        return (*kernel, signature, constants, self.aligned, *options)
 
 
 class _Recording:
@@ -69,15 +71,22 @@ def recording(label: str, typical: bool = False) -> Iterator[list[CompileCase]]:
 
 
 def launch(
-    kernel: Any, grid: int, *args: Any, num_warps: int = 4, num_stages: int = 1, **constexprs: Any
+    kernel: Any,
+    grid: int,
+    *args: Any,
+    num_warps: int = 4,
+    num_stages: int = 1,
+    maxnreg: int | None = None,
+    **constexprs: Any,
 ) -> None:
     """Run ``kernel`` with ``grid`` programs on the device of its first tensor; none for grid 0.
 
     ``args`` come in the order of the kernel's arguments: tensors, integers, or None for an absent
-    tensor. Everything known at compile time comes by name.
+    tensor. Everything known at compile time comes by name. ``maxnreg`` is the most registers a
+    thread may have: NVIDIA's assembler then no longer spills a few for one more resident program.
     """
     if _Recording.cases is not None:
-        case = _case(kernel, grid, args, constexprs, num_warps, num_stages)
+        case = _case(kernel, grid, args, constexprs, num_warps, num_stages, maxnreg)
         _Recording.cases.append(case)
         return
     if grid == 0:
@@ -86,22 +95,25 @@ def launch(
     device = tensor.device
     # Triton launches on the current device, wherever the tensors are.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    num_warps, num_stages = fitted(num_warps, num_stages, torch.version.hip is not None)
+    options = compiler_options(num_warps, num_stages, maxnreg, torch.version.hip is not None)
     with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        kernel[(grid,)](
-            *args, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **constexprs
-        )
+        kernel[(grid,)](*args, **options, **constexprs)
 
 
-def fitted(num_warps: int, num_stages: int, hip: bool) -> tuple[int, int]:
-    """Warps and stages of a pipeline as a maker's GPUs take them; the tables are NVIDIA's.
+def compiler_options(
+    num_warps: int, num_stages: int, maxnreg: int | None, hip: bool
+) -> dict[str, Any]:
+    """Triton's options as a maker's GPUs take them; what comes in is for NVIDIA's.
 
     AMD's warps have 64 lanes instead of 32: where there are many, half of them are as many threads.
     A pipeline of loads costs registers there, and shared memory that is a third of NVIDIA's.
     """
-    if not hip:
-        return num_warps, num_stages
-    return num_warps // 2 if num_warps > 4 else num_warps, 1
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    if hip:
+        options |= {"num_warps": num_warps // 2 if num_warps > 4 else num_warps, "num_stages": 1}
+    elif maxnreg is not None:
+        options["maxnreg"] = maxnreg
+    return options
 
 
 def _case(
@@ -111,6 +123,7 @@ def _case(
     constexprs: dict[str, Any],
     num_warps: int,
     num_stages: int,
+    maxnreg: int | None,
 ) -> CompileCase:
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("kernels compile only where TRITON_INTERPRET is not set")
@@ -139,6 +152,7 @@ def _case(
         tuple(aligned),
         num_warps,
         num_stages,
+        maxnreg,
         _Recording.typical,
         grid,
         values,

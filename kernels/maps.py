@@ -55,6 +55,22 @@ def padded(size: int, least: int = 16) -> int:
 
 
 @triton.jit
+def afresh(first, SEVERAL: tl.constexpr, BLOCK: tl.constexpr):
+    """``first``, a multiple of ``BLOCK``; where ``SEVERAL``, unknown to the compiler.
+
+    In a loop it would keep pointers into every matrix in registers, from turn to turn. Grids have
+    one axis, so a program's number on the next is 0.
+    """
+    return tl.multiple_of(first ^ tl.program_id(1), BLOCK) if SEVERAL else first
+
+
+@triton.jit
+def rolled(end, SEVERAL: tl.constexpr):
+    """``end`` of a loop that, where its turns are ``SEVERAL``, the compiler cannot unroll."""
+    return end ^ tl.program_id(1) if SEVERAL else end
+
+
+@triton.jit
 def pixel_block(index, blocks, total, pixels, BLOCK: tl.constexpr):
     """Block ``index`` of ``total``, ``blocks`` a run: its run, first pixel, and who is inside."""
     first = (index % blocks).to(tl.int64) * BLOCK
@@ -127,6 +143,25 @@ def dot(a, b, acc):
         return tl.dot(a, b, acc, input_precision="bf16x6", out_dtype=acc.dtype)
     else:
         return tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+
+@triton.jit
+def dot_slots(rows, matrix, acc):
+    """``acc + rows matrix`` where a tile of pixels [N,K] meets the slots' rows [K,C].
+
+    Whole rows would lie in the registers of every warp. With many slots they are cut into parts,
+    each a warp's own, and what the parts give is added.
+    """
+    K: tl.constexpr = rows.shape[1]
+    PART: tl.constexpr = 32
+    if K < 64:
+        return dot(rows, matrix, acc)
+    else:
+        PARTS: tl.constexpr = K // PART
+        some = tl.permute(tl.reshape(rows, [rows.shape[0], PARTS, PART]), [1, 0, 2])
+        of = tl.reshape(matrix, [PARTS, PART, matrix.shape[1]])
+        zeros = tl.zeros([PARTS, rows.shape[0], matrix.shape[1]], acc.dtype)
+        return acc + tl.sum(dot(some, of, zeros), 0)
 
 
 @triton.jit

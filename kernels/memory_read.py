@@ -15,8 +15,10 @@ import triton.language as tl
 from pinmem.kernels.attention import attention_of
 from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot,
+    dot_slots,
     inverse_norm,
     load_channels,
     load_rows,
@@ -82,11 +84,11 @@ def _forward(
     a = attention_of(s, gumbel, at_k, step_k, inside, K)
 
     for tile in range(TILES):
-        start = tile * BLOCK_C
+        start = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
         if TILES > 1:
             x = load_channels(query, at, step, inside, start, C, BLOCK_C)
             m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
-        c = dot(cast(a, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+        c = dot_slots(cast(a, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
         store_channels(readout, at_2c, step_2c, inside, start, C, x.to(ACC) * r[:, None])
         store_channels(readout, at_2c, step_2c, inside, C + start, 2 * C, c)
 
@@ -137,7 +139,7 @@ def _backward(
             x_d0 += tl.sum(x.to(ACC) * d0.to(ACC), 1)
             da = dot(dc, tl.trans(m), da)
         for tile in range(1, TILES):
-            start = tile * BLOCK_C
+            start = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
             x = load_channels(query, at, step, inside, start, C, BLOCK_C)
             m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
             square += tl.sum(x.to(ACC) * x.to(ACC), 1)
@@ -157,7 +159,7 @@ def _backward(
         q_e = tl.where(curved, x_d0 * r + tl.sum(ds * s, 1), 0.0)
 
         for tile in range(TILES):
-            start = tile * BLOCK_C
+            start = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
             if TILES > 1:
                 x = load_channels(query, at, step, inside, start, C, BLOCK_C)
                 m = cast(load_rows(memory, 0, K, start, C, C, BLOCK_K, BLOCK_C), T)
@@ -168,7 +170,7 @@ def _backward(
                     )
             q = x.to(ACC) * r[:, None]
             if grad_query is not None:
-                e = dot(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+                e = dot_slots(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if grad_readout is not None:
                     e += d0.to(ACC)
                 dx = r[:, None] * (e - q * q_e[:, None])

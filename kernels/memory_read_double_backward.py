@@ -18,8 +18,10 @@ from pinmem.kernels.attention import (
 )
 from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot,
+    dot_slots,
     inverse_norm,
     load_channels,
     load_rows,
@@ -36,7 +38,7 @@ from pinmem.ops._maps import empty_map
 
 
 @triton.jit
-def _double_backward(
+def _read_along(
     gg_query,
     gg_memory,
     grad_readout,
@@ -51,6 +53,7 @@ def _double_backward(
     pixels,
     blocks,
     total,
+    program,
     steps,
     C: tl.constexpr,
     K: tl.constexpr,
@@ -59,14 +62,15 @@ def _double_backward(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ROLES: tl.constexpr,
+    FORWARD: tl.constexpr,
+    QUERY: tl.constexpr,
+    MEMORY: tl.constexpr,
 ):
-    """The forward's derivative, the query's gradient, and shares of dM.
+    """Blocks of pixels of one ``program``: fills what it is asked for.
 
-    Where a program has no room for a, a_1, ds and ds_1 of all of it, three ``ROLES`` do one each:
-    side by side, so that what one fetches the others find in the L2.
+    With ``FORWARD`` the forward's derivative, with ``QUERY`` the query's gradient, with ``MEMORY``
+    a share of dM. Compiled for each role on its own, it holds what that needs alone.
     """
-    role, program = tl.program_id(0) % ROLES, tl.program_id(0) // ROLES
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     T: tl.constexpr = query.dtype.element_ty
     share = shares + program.to(tl.int64) * (K * C)
@@ -96,9 +100,9 @@ def _double_backward(
         v_d0 = tl.zeros([BLOCK_N], ACC)
         da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         da_1 = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-        if grad_readout is not None:
+        if grad_readout is not None and (QUERY or MEMORY):
             for tile in tl.range(TILES, disable_licm=True):
-                c = tile * BLOCK_C
+                c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
                 m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                 dc = load_channels(grad_readout, at_2c, step_2c, inside, C + c, 2 * C, BLOCK_C)
                 da = dot(dc, tl.trans(m), da)
@@ -119,7 +123,7 @@ def _double_backward(
         q_vm *= r[:, None]
         q1_m = r[:, None] * (v_m - bend[:, None] * s)
         s_1 = q1_m + q_vm
-        if role == 0:
+        if FORWARD:
             store_channels(gg_scores, at_k, step_k, inside, 0, K, s_1)
         a = attention_of(s, gumbel, at_k, step_k, inside, K)
         a_1 = a * (s_1 - tl.sum(a * s_1, 1)[:, None])
@@ -131,23 +135,23 @@ def _double_backward(
         q_e, q_e_1 = tl.where(curved, q_e, 0.0), tl.where(curved, q_e_1, 0.0)
 
         for tile in tl.range(TILES, disable_licm=True):
-            c = tile * BLOCK_C
+            c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
             m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             if gg_memory is not None:
                 vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             x = load_channels(query, at, step, inside, c, C, BLOCK_C)
             q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
-            if role == 0:
+            if FORWARD:
                 store_channels(gg_readout, at_2c, step_2c, inside, c, C, q_1)
-                c_1 = dot(cast(a_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+                c_1 = dot_slots(cast(a_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if gg_memory is not None:
-                    c_1 = dot(cast(a, T), vm, c_1)
+                    c_1 = dot_slots(cast(a, T), vm, c_1)
                 store_channels(gg_readout, at_2c, step_2c, inside, C + c, 2 * C, c_1)
-            if role == ROLES // 2:
-                e = dot(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
-                e_1 = dot(cast(ds_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+            if QUERY:
+                e = dot_slots(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+                e_1 = dot_slots(cast(ds_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 if gg_memory is not None:
-                    e_1 = dot(cast(ds, T), vm, e_1)
+                    e_1 = dot_slots(cast(ds, T), vm, e_1)
                 if grad_readout is not None:
                     d0 = load_channels(grad_readout, at_2c, step_2c, inside, c, C, BLOCK_C)
                     e += d0.to(ACC)
@@ -155,13 +159,55 @@ def _double_backward(
                 e_1 -= q_1 * q_e[:, None] + q * q_e_1[:, None]
                 dx = r[:, None] * (e_1 - (bend * r)[:, None] * e)
                 store_channels(grad_query, at, step, inside, c, C, dx)
-            if role == ROLES - 1:
+            if MEMORY:
                 dm = dot(tl.trans(cast(ds_1, T)), cast(q, T), tl.zeros([BLOCK_K, BLOCK_C], ACC))
                 dm = dot(tl.trans(cast(ds, T)), cast(q_1, T), dm)
                 if grad_readout is not None:
                     dc = load_channels(grad_readout, at_2c, step_2c, inside, C + c, 2 * C, BLOCK_C)
                     dm = dot(tl.trans(cast(a_1, T)), dc, dm)
                 add_share(share, dm, 0, c, K, C, turn)
+
+
+@triton.jit
+def _double_backward(
+    gg_query,
+    gg_memory,
+    grad_readout,
+    grad_scores,
+    query,
+    memory,
+    gumbel,
+    gg_readout,
+    gg_scores,
+    grad_query,
+    shares,
+    pixels,
+    blocks,
+    total,
+    steps,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROLES: tl.constexpr,
+):
+    """All of :func:`_read_along` in one program, where it has room for a, a_1, ds and ds_1.
+
+    Else three ``ROLES`` do one each: side by side, so that what one fetches the others find in the
+    L2.
+    """
+    role, program = tl.program_id(0) % ROLES, tl.program_id(0) // ROLES
+    for one in tl.static_range(ROLES):
+        if role == one:
+            _read_along(
+                gg_query, gg_memory, grad_readout, grad_scores, query, memory, gumbel,
+                gg_readout, gg_scores, grad_query, shares, pixels, blocks, total, program, steps,
+                C, K, CHANNELS_LAST, ACC, BLOCK_N, BLOCK_C, BLOCK_K,
+                FORWARD=one == 0, QUERY=one == ROLES // 2, MEMORY=one == ROLES - 1,
+            )  # fmt: skip
 
 
 def memory_read_double_backward(

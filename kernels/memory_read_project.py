@@ -14,8 +14,10 @@ import triton.language as tl
 from pinmem.kernels.attention import attention_of
 from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot,
+    dot_slots,
     inverse_norm,
     load_channels,
     load_rows,
@@ -77,7 +79,7 @@ def _forward(
     s = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     y = tl.zeros([BLOCK_N, BLOCK_O], ACC)
     for tile in range(TILES_C):
-        c = tile * BLOCK_C
+        c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)
         m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
         w = cast(load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
@@ -90,7 +92,7 @@ def _forward(
         store_channels(scores, at_k, step_k, inside, 0, K, s)
     a = attention_of(s, gumbel, at_k, step_k, inside, K)
     p = cast(load_rows(slots, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
-    y = dot(cast(a, T), p, y * r[:, None])
+    y = dot_slots(cast(a, T), p, y * r[:, None])
     store_channels(projected, at_o, step_o, inside, o, OUT, y)
 
 

@@ -13,8 +13,10 @@ import triton.language as tl
 from pinmem.kernels.attention import attention_of
 from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot,
+    dot_slots,
     inverse_norm,
     load_channels,
     load_rows,
@@ -96,7 +98,7 @@ def _backward(
         # Of two ifs the first is the compiler's, the second the program's.
         da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         for tile in tl.range(TILES_O, disable_licm=True):
-            o = tile * BLOCK_O
+            o = afresh(tile * BLOCK_O, BLOCK_K > 32, BLOCK_O)
             d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, BLOCK_O)
             p = cast(load_rows(slots, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
             da = dot(d, tl.trans(p), da)
@@ -111,7 +113,7 @@ def _backward(
         if shares is not None:  # noqa: SIM102
             if role == 0:
                 for tile in tl.range(TILES_C, disable_licm=True):
-                    c = tile * BLOCK_C
+                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     q = x.to(ACC) * r[:, None]
                     dm = dot(tl.trans(cast(ds, T)), cast(q, T), tl.zeros([BLOCK_K, BLOCK_C], ACC))
@@ -122,22 +124,22 @@ def _backward(
                 # q . e needs all channels of e = d0 + ds M: the gradient keeps e meanwhile.
                 q_e = tl.sum(ds * s, 1)
                 for tile in tl.range(TILES_C, disable_licm=True):
-                    c = tile * BLOCK_C
+                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
                     e = tl.zeros([BLOCK_N, BLOCK_C], ACC)
                     for inner in tl.range(TILES_O, disable_licm=True):
-                        o = inner * BLOCK_O
+                        o = afresh(inner * BLOCK_O, BLOCK_K > 32, BLOCK_O)
                         d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, BLOCK_O)
                         w = cast(load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
                         e = dot(d, w, e)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     q_e += tl.sum(e * x.to(ACC), 1) * r
                     m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
-                    e = dot(cast(ds, T), m, e)
+                    e = dot_slots(cast(ds, T), m, e)
                     store_channels(grad_query, at, step, inside, c, C, e)
                 q_e = tl.where(curved, q_e, 0.0)
                 tl.debug_barrier()
                 for tile in tl.range(TILES_C, disable_licm=True):
-                    c = tile * BLOCK_C
+                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     e = load_channels(grad_query, at, step, inside, c, C, BLOCK_C).to(ACC)
                     dx = r[:, None] * (e - x.to(ACC) * (r * q_e)[:, None])

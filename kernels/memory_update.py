@@ -14,21 +14,22 @@ import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.launch import CompileCase, launch, recording
-from pinmem.kernels.maps import cast, dot_exact, load_rows, softmax_rows, store_rows
+from pinmem.kernels.maps import afresh, cast, dot_exact, load_rows, rolled, softmax_rows, store_rows
 from pinmem.kernels.memory_update_double_backward import memory_update_double_backward
 from pinmem.kernels.partials import add_share
 from pinmem.kernels.slots import (
+    hold,
     load_vector,
     moved,
     pairs,
     rate,
+    scratch,
     share_of_mean,
     share_of_memory,
     slot_config,
+    taken_up,
 )
 from torch import Tensor
-
-from pinmem.ops._maps import accumulator
 
 __all__ = [
     "compile_cases",
@@ -59,11 +60,12 @@ def _forward(
 ):
     similar = tl.full((), 0.0, ACC)
     surprise = tl.full((), 0.0, ACC)
-    for row in range(0, K, ROWS):
+    for turn in tl.range(0, rolled(K, ROWS < K), ROWS, disable_licm=True):
+        row = afresh(turn, ROWS < K, ROWS)
         g, z, norm, _, _, _ = rate(
             memory, sums, mass, weight, bias, None, MOMENTUM, row, C, K, ACC, ROWS, BLOCK_K, BLOCK_C
         )
-        different, same = pairs(row, K, ROWS, BLOCK_K)
+        different, same = pairs(row, 0, K, ROWS, BLOCK_K)
         similar += tl.sum(tl.where(different, tl.maximum(g, 0.0), 0.0))
         highest = tl.max(z, 1)
         total = highest + tl.log(tl.sum(tl.exp(z - highest[:, None]), 1))
@@ -91,6 +93,7 @@ def _backward(
     d_weight,
     d_bias,
     room,
+    held,
     MOMENTUM: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
@@ -98,18 +101,23 @@ def _backward(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``room`` [K,C] is where the weight's gradient adds up where the rows take several blocks."""
+    """``room`` [K,C] is where the weight's gradient adds up where the rows take several blocks.
+
+    ``held`` [3,ROWS,K] is where their products wait where the slots j take several blocks.
+    """
     j = tl.arange(0, BLOCK_K)
     db = tl.zeros([BLOCK_K], ACC)
-    for row in range(0, K, ROWS):
+    for turn in tl.range(0, rolled(K, ROWS < K), ROWS, disable_licm=True):
+        row = afresh(turn, ROWS < K, ROWS)
         i = row + tl.arange(0, ROWS)
         g, z, norm, curved, norm_j, new_dnew = rate(
             memory, sums, mass, weight, bias, grad_memory,
             MOMENTUM, row, C, K, ACC, ROWS, BLOCK_K, BLOCK_C,
         )  # fmt: skip
-        different, same = pairs(row, K, ROWS, BLOCK_K)
+        different, same = pairs(row, 0, K, ROWS, BLOCK_K)
         # dnew = grad_memory + pull new + lean W; its product with new needs no channels.
         pull = tl.zeros([ROWS, BLOCK_K], ACC)
         lean = tl.zeros([ROWS, BLOCK_K], ACC)
@@ -129,36 +137,53 @@ def _backward(
         taken = share_of_mean(mass_i, MOMENTUM)
         kept = share_of_memory(mass_i, MOMENTUM)
         s_du = tl.zeros([ROWS], ACC)
+        hold(pull, held, 0, 0, K, ROWS, BLOCK_J)
+        hold(lean, held, 1, 0, K, ROWS, BLOCK_J)
+        hold(norm_j[None, :], held, 2, 0, K, ROWS, BLOCK_J)
+        if BLOCK_J < K:
+            # What some threads hold others take up.
+            tl.debug_barrier()
 
-        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
+        for start in tl.range(0, C, BLOCK_C, disable_licm=True):
+            c = afresh(start, BLOCK_J < K, BLOCK_C)
             new = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
             new *= norm[:, None]
             dnew = tl.zeros([ROWS, BLOCK_C], ACC)
             if grad_memory is not None:
                 dnew += load_rows(grad_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-            if grad_divergence is not None:
-                new_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
-                dnew = dot_exact(pull, new_j * norm_j[:, None], dnew)
-            if grad_classification is not None:
-                w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                dnew = dot_exact(lean, w, dnew)
+            for block in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+                first = afresh(block, BLOCK_J < K, BLOCK_J)
+                if grad_divergence is not None:
+                    new_j = moved(
+                        memory, sums, mass, MOMENTUM, first, K, c, C, ACC, BLOCK_J, BLOCK_C
+                    )
+                    if BLOCK_J < K:
+                        new_j *= load_vector(held + 2 * ROWS * K, first, K, ACC, BLOCK_J)[:, None]
+                    else:
+                        new_j *= norm_j[:, None]
+                    dnew = dot_exact(taken_up(pull, held, 0, first, K, ROWS, BLOCK_J), new_j, dnew)
+                lean_j = taken_up(lean, held, 1, first, K, ROWS, BLOCK_J)
+                if grad_classification is not None:
+                    w = load_rows(weight, first, K, c, C, C, BLOCK_J, BLOCK_C).to(ACC)
+                    dnew = dot_exact(lean_j, w, dnew)
+                dw = dot_exact(tl.trans(lean_j), new, tl.zeros([BLOCK_J, BLOCK_C], ACC))
+                if ROWS < K:
+                    add_share(room, dw, first, c, K, C, row)
+                else:
+                    store_rows(d_weight, dw, first, K, c, C, C)
             du = norm[:, None] * (dnew - new * turned[:, None])
             store_rows(d_memory, du * kept[:, None], row, K, c, C, C)
             store_rows(d_sums, du * taken[:, None], row, K, c, C, C)
             s_du += tl.sum(load_rows(sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC) * du, 1)
-            dw = dot_exact(tl.trans(lean), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
-            if ROWS < K:
-                add_share(room, dw, 0, c, K, C, row)
-            else:
-                store_rows(d_weight, dw, 0, K, c, C, C)
         mass_i = tl.where(mass_i > 0, mass_i, 1.0)
         dmass = -taken * s_du / mass_i
         tl.store(d_mass + i, cast(dmass, d_mass.dtype.element_ty), mask=i < K)
     tl.store(d_bias + j, cast(db, d_bias.dtype.element_ty), mask=j < K)
     if ROWS < K:
         for c in tl.range(0, C, BLOCK_C, disable_licm=True):
-            dw = load_rows(room, 0, K, c, C, C, BLOCK_K, BLOCK_C)
-            store_rows(d_weight, dw, 0, K, c, C, C)
+            for first in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+                dw = load_rows(room, first, K, c, C, C, BLOCK_J, BLOCK_C)
+                store_rows(d_weight, dw, first, K, c, C, C)
 
 
 def memory_update(
@@ -186,12 +211,13 @@ def memory_update_backward(
     config = slot_config(memory, momentum)
     inputs = (memory, sums, mass, weight, bias)
     d_memory, d_sums, d_mass, d_weight, d_bias = map(torch.empty_like, inputs)
-    room = None
-    if config["ROWS"] < config["K"]:
-        room = torch.empty_like(memory, dtype=accumulator(memory.dtype))
+    # Blocks of 32 slots j spill a little of 128 in float32, and blocks of 64 of any others.
+    wider = config["BLOCK_K"] == 128 and memory.element_size() < 8
+    config["BLOCK_J"] = 64 if wider else min(config["BLOCK_K"], 32)
+    room, held = scratch(memory, config, 3)
     outputs = (d_memory, d_sums, d_mass, d_weight, d_bias)
     cotangents = (grad_memory, grad_divergence, grad_classification)
-    launch(_backward, 1, *cotangents, *inputs, *outputs, room, **config)
+    launch(_backward, 1, *cotangents, *inputs, *outputs, room, held, **config)
     return outputs
 
 

@@ -11,58 +11,40 @@ import triton
 import triton.language as tl
 from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
+    afresh,
     cast,
     dot_exact,
-    inverse_norm,
     load_rows,
     reciprocal,
-    softmax_rows,
+    rolled,
     store_rows,
 )
 from pinmem.kernels.partials import add_share
 from pinmem.kernels.slots import (
+    hold,
     load_vector,
     moved,
+    moved_along,
     pairs,
+    rate_along,
+    scratch,
     share_of_mean,
     share_of_memory,
     slot_config,
+    taken_up,
 )
 from torch import Tensor
 
-from pinmem.ops._maps import accumulator
-
 
 @triton.jit
-def _moved_along(
-    gg_memory,
-    gg_sums,
-    gg_mass,
-    sums,
-    mass,
-    MOMENTUM: tl.constexpr,
-    row,
-    K: tl.constexpr,
-    c,
-    C: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """A tile of ``u_1 = mu M_1 + (1 - mu) (S_1 / mass - S mass_1 / mass^2)``; absent ``M_1``."""
-    weight = load_vector(mass, row, K, ACC, ROWS)
-    taken = share_of_mean(weight, MOMENTUM)
-    kept = share_of_memory(weight, MOMENTUM)
-    u_1 = tl.zeros([ROWS, BLOCK_C], ACC)
-    if gg_memory is not None:
-        u_1 += kept[:, None] * load_rows(gg_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-    if gg_sums is not None:
-        u_1 += taken[:, None] * load_rows(gg_sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-    if gg_mass is not None:
-        change = load_vector(gg_mass, row, K, ACC, ROWS)
-        change *= reciprocal(tl.where(weight > 0, weight, 1.0)) * taken
-        u_1 -= change[:, None] * load_rows(sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-    return u_1
+def _logits(new_w, new_w_1, bias, gg_bias, first, K: tl.constexpr):
+    """Logits of the classes from ``first`` on (minus infinity past the last), and their change."""
+    BLOCK: tl.constexpr = new_w.shape[1]
+    z = new_w + load_vector(bias, first, K, new_w.dtype, BLOCK)[None, :]
+    z = tl.where((first + tl.arange(0, BLOCK) < K)[None, :], z, float("-inf"))
+    if gg_bias is not None:
+        new_w_1 += load_vector(gg_bias, first, K, new_w.dtype, BLOCK)[None, :]
+    return z, new_w_1
 
 
 @triton.jit
@@ -89,103 +71,87 @@ def _double_backward(
     d_weight,
     d_bias,
     room,
+    held,
     MOMENTUM: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     PAIRS: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    """``room`` is as in the backward pass. ``held`` [8,ROWS,K] are, where the slots j take several
+    blocks, planes of pull; n, bend of the columns; new_w, its change; lean, its change; db.
+    """
     similar_1 = tl.full((), 0.0, ACC)
     surprise_1 = tl.full((), 0.0, ACC)
-    k = tl.arange(0, BLOCK_K)
-    db = tl.zeros([BLOCK_K], ACC)
-    for row in range(0, K, ROWS):
+    db = tl.zeros([BLOCK_J], ACC)
+    for turn in tl.range(0, rolled(K, ROWS < K), ROWS, disable_licm=True):
+        row = afresh(turn, ROWS < K, ROWS)
         i = row + tl.arange(0, ROWS)
-        # All products over channels of u, u_1, W, W_1 and the cotangent of the new memory.
-        u_u = tl.zeros([ROWS], ACC)
-        u_u1 = tl.zeros([ROWS], ACC)
-        uj_uj = tl.zeros([BLOCK_K], ACC)
-        uj_u1j = tl.zeros([BLOCK_K], ACC)
-        d_u = tl.zeros([ROWS], ACC)
-        d_u1 = tl.zeros([ROWS], ACC)
-        g = tl.zeros([ROWS, BLOCK_K], ACC)
-        g_1 = tl.zeros([ROWS, BLOCK_K], ACC)
-        z = tl.zeros([ROWS, BLOCK_K], ACC)
-        u1_w = tl.zeros([ROWS, BLOCK_K], ACC)
-        u_w1 = tl.zeros([ROWS, BLOCK_K], ACC)
-        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
-            u_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
-            u1_j = _moved_along(
-                gg_memory, gg_sums, gg_mass, sums, mass,
-                MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C,
-            )  # fmt: skip
-            if ROWS == BLOCK_K:
-                u, u_1 = u_j, u1_j
-            else:
-                u = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
-                u_1 = _moved_along(
-                    gg_memory, gg_sums, gg_mass, sums, mass,
-                    MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C,
-                )  # fmt: skip
-            u_u += tl.sum(u * u, 1)
-            u_u1 += tl.sum(u * u_1, 1)
-            uj_uj += tl.sum(u_j * u_j, 1)
-            uj_u1j += tl.sum(u_j * u1_j, 1)
-            if grad_memory is not None:
-                grad = load_rows(grad_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-                d_u += tl.sum(grad * u, 1)
-                d_u1 += tl.sum(grad * u_1, 1)
-            w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-            g = dot_exact(u, tl.trans(u_j), g)
-            g_1 = dot_exact(u_1, tl.trans(u_j), g_1)
-            g_1 = dot_exact(u, tl.trans(u1_j), g_1)
-            z = dot_exact(u, tl.trans(w), z)
-            u1_w = dot_exact(u_1, tl.trans(w), u1_w)
-            if gg_weight is not None:
-                w_1 = load_rows(gg_weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                u_w1 = dot_exact(u, tl.trans(w_1), u_w1)
-
-        # new = n u and new_1 = n (u_1 - bend u), with n = 1/|u| and bend = u.u_1 / |u|^2.
-        n, curved = inverse_norm(u_u)
-        n_j, curved_j = inverse_norm(uj_uj)
-        bend = tl.where(curved, u_u1 * n * n, 0.0)
-        bend_j = tl.where(curved_j, uj_u1j * n_j * n_j, 0.0)
-        g_1 = (g_1 - (bend[:, None] + bend_j[None, :]) * g) * n[:, None] * n_j[None, :]
-        g = g * n[:, None] * n_j[None, :]
-        new_w = z * n[:, None]
-        new1_w = u1_w * n[:, None] - bend[:, None] * new_w
-        new_w1 = u_w1 * n[:, None]
-        z = new_w + load_vector(bias, 0, K, ACC, BLOCK_K)[None, :]
-        z_1 = new1_w + new_w1
-        if gg_bias is not None:
-            z_1 += load_vector(gg_bias, 0, K, ACC, BLOCK_K)[None, :]
-        different, same = pairs(row, K, ROWS, BLOCK_K)
-        p = softmax_rows(tl.where((k < K)[None, :], z, float("-inf")))
-        p_z1 = tl.sum(p * z_1, 1)
-        similar_1 += tl.sum(tl.where(different & (g > 0), g_1, 0.0))
-        surprise_1 += tl.sum(tl.where(same, p_z1[:, None] - z_1, 0.0))
-
+        row_0, column_0 = tl.zeros([ROWS], ACC), tl.zeros([BLOCK_J], ACC)
+        n, bend, curved, n_j, bend_j = row_0, row_0, row_0 > 0, column_0, column_0
+        along, along_1, new_dnew, new_dnew_1 = row_0, row_0, row_0, row_0
+        # Softmax over blocks of slots: the highest logit, and sums of exponentials below it.
+        highest, total, e_z1 = row_0 - float("inf"), row_0, row_0
+        tile_0 = tl.zeros([ROWS, BLOCK_J], ACC)
+        pull, new_w, new_w_1, lean, lean_1 = tile_0, tile_0, tile_0, tile_0, tile_0
         # The cotangent of new is dnew = grad_memory + pull new + lean W.
-        new_dnew = d_u * n
-        new_dnew_1 = d_u1 * n - bend * new_dnew
-        pull = tl.zeros([ROWS, BLOCK_K], ACC)
-        lean = tl.zeros([ROWS, BLOCK_K], ACC)
-        lean_1 = tl.zeros([ROWS, BLOCK_K], ACC)
-        if grad_divergence is not None:
-            grad = tl.load(grad_divergence).to(ACC) * (2.0 / PAIRS)
-            pull = tl.where(different & (g > 0), grad, 0.0)
-            new_dnew += tl.sum(pull * g, 1)
-            new_dnew_1 += tl.sum(pull * g_1, 1)
-        if grad_classification is not None:
-            grad = tl.load(grad_classification).to(ACC) * (1.0 / K)
-            lean = tl.where(different | same, (p - tl.where(same, 1.0, 0.0)) * grad, 0.0)
-            lean_1 = tl.where(different | same, p * (z_1 - p_z1[:, None]) * grad, 0.0)
-            new_dnew += tl.sum(lean * new_w, 1)
-            new_dnew_1 += tl.sum(lean * (new1_w + new_w1) + lean_1 * new_w, 1)
-        db += tl.sum(lean_1, 0)
+        for block in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+            first = afresh(block, BLOCK_J < K, BLOCK_J)
+            g, g_1, new_w, new_w_1, n, curved, bend, n_j, bend_j, along, along_1 = rate_along(
+                gg_memory, gg_sums, gg_mass, gg_weight, grad_memory, memory, sums, mass, weight,
+                MOMENTUM, row, first, C, K, ACC, ROWS, BLOCK_J, BLOCK_C,
+            )  # fmt: skip
+            different, _ = pairs(row, first, K, ROWS, BLOCK_J)
+            similar_1 += tl.sum(tl.where(different & (g > 0), g_1, 0.0))
+            if grad_divergence is not None:
+                grad = tl.load(grad_divergence).to(ACC) * (2.0 / PAIRS)
+                pull = tl.where(different & (g > 0), grad, 0.0)
+                new_dnew += tl.sum(pull * g, 1)
+                new_dnew_1 += tl.sum(pull * g_1, 1)
+                hold(pull, held, 0, first, K, ROWS, BLOCK_J)
+                hold(n_j[None, :], held, 1, first, K, ROWS, BLOCK_J)
+                hold(bend_j[None, :], held, 2, first, K, ROWS, BLOCK_J)
+            hold(new_w, held, 3, first, K, ROWS, BLOCK_J)
+            hold(new_w_1, held, 4, first, K, ROWS, BLOCK_J)
+            z, z_1 = _logits(new_w, new_w_1, bias, gg_bias, first, K)
+            before = highest
+            highest = tl.maximum(before, tl.max(z, 1))
+            fade = tl.exp(before - highest)
+            e = tl.exp(z - highest[:, None])
+            total = total * fade + tl.sum(e, 1)
+            e_z1 = e_z1 * fade + tl.sum(e * z_1, 1)
+        if BLOCK_J < K:
+            # What some threads hold others read.
+            tl.debug_barrier()
+        new_dnew += along
+        new_dnew_1 += along_1
+        per_total = reciprocal(total)
+        p_z1 = e_z1 * per_total
+
+        for block in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+            first = afresh(block, BLOCK_J < K, BLOCK_J)
+            new_w = taken_up(new_w, held, 3, first, K, ROWS, BLOCK_J)
+            new_w_1 = taken_up(new_w_1, held, 4, first, K, ROWS, BLOCK_J)
+            z, z_1 = _logits(new_w, new_w_1, bias, gg_bias, first, K)
+            different, same = pairs(row, first, K, ROWS, BLOCK_J)
+            surprise_1 += tl.sum(tl.where(same, p_z1[:, None] - z_1, 0.0))
+            if grad_classification is not None:
+                grad = tl.load(grad_classification).to(ACC) * (1.0 / K)
+                p = tl.exp(z - highest[:, None]) * per_total[:, None]
+                lean = tl.where(different | same, (p - tl.where(same, 1.0, 0.0)) * grad, 0.0)
+                lean_1 = tl.where(different | same, p * (z_1 - p_z1[:, None]) * grad, 0.0)
+                new_dnew += tl.sum(lean * new_w, 1)
+                new_dnew_1 += tl.sum(lean * new_w_1 + lean_1 * new_w, 1)
+            hold(lean, held, 5, first, K, ROWS, BLOCK_J)
+            hold(lean_1, held, 6, first, K, ROWS, BLOCK_J)
+            if BLOCK_J < K:
+                db = tl.sum(lean_1, 0)
+                add_share(held + 7 * ROWS * K, db[None, :], 0, first, 1, K, row)
+            else:
+                db += tl.sum(lean_1, 0)
         new_dnew = tl.where(curved, new_dnew, 0.0)
         new_dnew_1 = tl.where(curved, new_dnew_1, 0.0)
         mass_i = load_vector(mass, row, K, ACC, ROWS)
@@ -198,9 +164,10 @@ def _double_backward(
         s_du = tl.zeros([ROWS], ACC)
         s_du_1 = tl.zeros([ROWS], ACC)
 
-        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
+        for start in tl.range(0, C, BLOCK_C, disable_licm=True):
+            c = afresh(start, BLOCK_J < K, BLOCK_C)
             u = moved(memory, sums, mass, MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C)
-            u_1 = _moved_along(
+            u_1 = moved_along(
                 gg_memory, gg_sums, gg_mass, sums, mass,
                 MOMENTUM, row, K, c, C, ACC, ROWS, BLOCK_C,
             )  # fmt: skip
@@ -211,22 +178,39 @@ def _double_backward(
             dnew_1 = tl.zeros([ROWS, BLOCK_C], ACC)
             if grad_memory is not None:
                 dnew += load_rows(grad_memory, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
-            if grad_divergence is not None:
-                u_j = moved(memory, sums, mass, MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C)
-                u1_j = _moved_along(
-                    gg_memory, gg_sums, gg_mass, sums, mass,
-                    MOMENTUM, 0, K, c, C, ACC, BLOCK_K, BLOCK_C,
-                )  # fmt: skip
-                new_j = u_j * n_j[:, None]
-                dnew = dot_exact(pull, new_j, dnew)
-                dnew_1 = dot_exact(pull, u1_j * n_j[:, None] - new_j * bend_j[:, None], dnew_1)
-            if grad_classification is not None:
-                w = load_rows(weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                dnew = dot_exact(lean, w, dnew)
-                dnew_1 = dot_exact(lean_1, w, dnew_1)
-                if gg_weight is not None:
-                    w_1 = load_rows(gg_weight, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-                    dnew_1 = dot_exact(lean, w_1, dnew_1)
+            for block in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+                first = afresh(block, BLOCK_J < K, BLOCK_J)
+                lean_j = taken_up(lean, held, 5, first, K, ROWS, BLOCK_J)
+                lean_1j = taken_up(lean_1, held, 6, first, K, ROWS, BLOCK_J)
+                if grad_divergence is not None:
+                    u_j = moved(memory, sums, mass, MOMENTUM, first, K, c, C, ACC, BLOCK_J, BLOCK_C)
+                    u1_j = moved_along(
+                        gg_memory, gg_sums, gg_mass, sums, mass,
+                        MOMENTUM, first, K, c, C, ACC, BLOCK_J, BLOCK_C,
+                    )  # fmt: skip
+                    pull_j = taken_up(pull, held, 0, first, K, ROWS, BLOCK_J)
+                    if BLOCK_J < K:
+                        n_j = load_vector(held + ROWS * K, first, K, ACC, BLOCK_J)
+                        bend_j = load_vector(held + 2 * ROWS * K, first, K, ACC, BLOCK_J)
+                    new_j = u_j * n_j[:, None]
+                    dnew = dot_exact(pull_j, new_j, dnew)
+                    new_1j = u1_j * n_j[:, None] - new_j * bend_j[:, None]
+                    dnew_1 = dot_exact(pull_j, new_1j, dnew_1)
+                if grad_classification is not None:
+                    w = load_rows(weight, first, K, c, C, C, BLOCK_J, BLOCK_C).to(ACC)
+                    dnew = dot_exact(lean_j, w, dnew)
+                    dnew_1 = dot_exact(lean_1j, w, dnew_1)
+                    if gg_weight is not None:
+                        w_1 = load_rows(gg_weight, first, K, c, C, C, BLOCK_J, BLOCK_C).to(ACC)
+                        dnew_1 = dot_exact(lean_j, w_1, dnew_1)
+                # Loads of what follows do not move up here: registers are short.
+                tl.debug_barrier()
+                dw = dot_exact(tl.trans(lean_1j), new, tl.zeros([BLOCK_J, BLOCK_C], ACC))
+                dw = dot_exact(tl.trans(lean_j), new_1, dw)
+                if ROWS < K:
+                    add_share(room, dw, first, c, K, C, row)
+                else:
+                    store_rows(d_weight, dw, first, K, c, C, C)
             du = n[:, None] * (dnew - new * new_dnew[:, None])
             du_1 = dnew_1 - new_1 * new_dnew[:, None] - new * new_dnew_1[:, None]
             du_1 = n[:, None] * du_1 - bend[:, None] * du
@@ -238,21 +222,27 @@ def _double_backward(
             if gg_sums is not None:
                 s_1 = load_rows(gg_sums, row, K, c, C, C, ROWS, BLOCK_C).to(ACC)
                 s_du_1 += tl.sum(s_1 * du, 1)
-            dw = dot_exact(tl.trans(lean_1), new, tl.zeros([BLOCK_K, BLOCK_C], ACC))
-            dw = dot_exact(tl.trans(lean), new_1, dw)
-            if ROWS < K:
-                add_share(room, dw, 0, c, K, C, row)
-            else:
-                store_rows(d_weight, dw, 0, K, c, C, C)
         dmass = -taken * per_mass * (s_du_1 - 2 * growth * s_du)
         tl.store(d_mass + i, cast(dmass, d_mass.dtype.element_ty), mask=i < K)
-    tl.store(d_bias + k, cast(db, d_bias.dtype.element_ty), mask=k < K)
     tl.store(gg_divergence, cast(similar_1 * (1.0 / PAIRS), gg_divergence.dtype.element_ty))
     tl.store(gg_classification, cast(surprise_1 * (1.0 / K), gg_classification.dtype.element_ty))
-    if ROWS < K:
-        for c in tl.range(0, C, BLOCK_C, disable_licm=True):
-            dw = load_rows(room, 0, K, c, C, C, BLOCK_K, BLOCK_C)
-            store_rows(d_weight, dw, 0, K, c, C, C)
+    for block in tl.range(0, rolled(K, BLOCK_J < K), BLOCK_J, disable_licm=True):
+        first = afresh(block, BLOCK_J < K, BLOCK_J)
+        j = first + tl.arange(0, BLOCK_J)
+        if BLOCK_J < K:
+            db = load_vector(held + 7 * ROWS * K, first, K, ACC, BLOCK_J)
+        tl.store(d_bias + j, cast(db, d_bias.dtype.element_ty), mask=j < K)
+        if ROWS < K:
+            for c in tl.range(0, C, BLOCK_C, disable_licm=True):
+                dw = load_rows(room, first, K, c, C, C, BLOCK_J, BLOCK_C)
+                store_rows(d_weight, dw, first, K, c, C, C)
+
+
+def _blocks(double: bool, padded_slots: int) -> dict[str, int]:
+    """Twice as many products are open here as in the other passes: blocks also of slots j."""
+    if double:
+        return {"ROWS": 16, "BLOCK_J": 16, "BLOCK_C": 8, "num_warps": 4}
+    return {"BLOCK_J": min(padded_slots, 32), "BLOCK_C": 16}
 
 
 def memory_update_double_backward(
@@ -273,15 +263,12 @@ def memory_update_double_backward(
 ) -> tuple[Tensor, ...]:
     """Second-order pass: derivatives along the five directions gg_*."""
     config = slot_config(memory, momentum)
-    # Twice as many products are open here as in the other passes.
-    config["BLOCK_C"] = 16
+    config |= _blocks(memory.element_size() == 8, config.pop("BLOCK_K"))
     inputs = (memory, sums, mass, weight, bias)
     losses = (memory.new_empty(()), memory.new_empty(()))
     outputs = (torch.empty_like(memory), *losses, *map(torch.empty_like, inputs))
-    room = None
-    if config["ROWS"] < config["K"]:
-        room = torch.empty_like(memory, dtype=accumulator(memory.dtype))
+    room, held = scratch(memory, config, 8)
     directions = (gg_memory, gg_sums, gg_mass, gg_weight, gg_bias)
     cotangents = (grad_memory, grad_divergence, grad_classification)
-    launch(_double_backward, 1, *directions, *cotangents, *inputs, *outputs, room, **config)
+    launch(_double_backward, 1, *directions, *cotangents, *inputs, *outputs, room, held, **config)
     return outputs

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from pinmem.kernels.launch import CompileCase, fitted
+from pinmem.kernels.launch import CompileCase, compiler_options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -84,11 +84,9 @@ def build(case: CompileCase, target: Target) -> Report:
     aligned = {(index,): [["tt.divisibility", 16]] for index in indices}
     source = ASTSource(case.kernel, case.signature, case.constexprs, aligned)
     hip = target.gpu.backend == "hip"
-    num_warps, num_stages = fitted(case.num_warps, case.num_stages, hip)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    options["enable_fp_fusion"] = True
+    options = compiler_options(case.num_warps, case.num_stages, case.maxnreg, hip)
     compiled = triton.compile(source, target=target.gpu, options=options)
-    threads = num_warps * target.gpu.warp_size
+    threads = options["num_warps"] * target.gpu.warp_size
     if target.gpu.backend == "cuda":
         return _read_nvidia(compiled, target, threads)
     return _read_amd(compiled, target, threads)

@@ -149,4 +149,5 @@ def add_shares(
         ROWS=min(padded(count), 128),
         MORE_ROWS=min(padded(more_count), 128),
         BLOCK=block,
+        maxnreg=255 if shares.element_size() == 8 else None,
     )

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.launch import launch
-from pinmem.kernels.maps import accumulator, cast, dot, load_rows, padded, store_rows
+from pinmem.kernels.maps import accumulator, cast, dot, load_rows, padded, rolled, store_rows
 from pinmem.kernels.partials import add_shares
 from torch import Tensor
 
@@ -89,8 +89,9 @@ def project_slots(
         ACC=accumulator(query.dtype),
         BLOCK_K=block,
         BLOCK_O=block,
-        BLOCK_C=min(padded(channels), 256 // query.element_size()),
+        BLOCK_C=min(padded(channels), {2: 64, 4: 32, 8: 32}[query.element_size()]),
         num_stages=2,
+        maxnreg=255,
     )
     return slots, gg_slots
 
@@ -127,31 +128,40 @@ def _pull_back(
     First order: ``dM += dP W_c``, ``dW_c = dP^T M``. With directions: ``dM += dP' W_c + dP Y_c``,
     ``dW_c = dP'^T M + dP^T V``.
     """
-    TILES: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
-    c = tl.program_id(0) * BLOCK_C
-    m = load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-    dm = load_rows(sums, 0, K, c, C, C, BLOCK_K, BLOCK_C)
-    if gg_memory is not None:
-        vm = load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
-    for tile in range(TILES):
-        o = tile * BLOCK_O
-        dp = load_rows(sums + K * C, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+    TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    TILES_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    TILES_O: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
+    row, c = tl.program_id(0) // TILES_C, tl.program_id(0) % TILES_C * BLOCK_C
+    changed = sums + K * C
+    plain = changed + K * OUT
+    # A block of dM's rows is a program's, or one of dW_c's.
+    if row < TILES_K:
         if grad_memory is not None:
-            w = load_rows(weight, o, OUT, C + c, 2 * C, 2 * C, BLOCK_O, BLOCK_C).to(ACC)
-            dm = dot(dp, w, dm)
-        if grad_weight is not None:
-            dw = dot(tl.trans(dp), m, tl.zeros([BLOCK_O, BLOCK_C], ACC))
-        if gg_memory is not None or gg_weight is not None:
-            plain = load_rows(sums + K * (C + OUT), 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+            k = row * BLOCK_K
+            dm = load_rows(sums, k, K, c, C, C, BLOCK_K, BLOCK_C)
+            for tile in tl.range(rolled(TILES_O, tl.float64 == ACC), disable_licm=True):
+                o = tile * BLOCK_O
+                dp = load_rows(changed, k, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+                w = load_rows(weight, o, OUT, C + c, 2 * C, 2 * C, BLOCK_O, BLOCK_C).to(ACC)
+                dm = dot(dp, w, dm)
+                if gg_weight is not None:
+                    dp = load_rows(plain, k, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+                    y = load_rows(gg_weight, o, OUT, C + c, 2 * C, 2 * C, BLOCK_O, BLOCK_C)
+                    dm = dot(dp, y.to(ACC), dm)
+            store_rows(grad_memory, dm, k, K, c, C, C)
+    elif grad_weight is not None:
+        o = (row - TILES_K) * BLOCK_O
+        dw = tl.zeros([BLOCK_O, BLOCK_C], ACC)
+        for tile in tl.range(rolled(TILES_K, tl.float64 == ACC), disable_licm=True):
+            k = tile * BLOCK_K
+            dp = load_rows(changed, k, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+            m = load_rows(memory, k, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
+            dw = dot(tl.trans(dp), m, dw)
             if gg_memory is not None:
-                dw = dot(tl.trans(plain), vm, dw)
-            if gg_weight is not None:
-                y = load_rows(gg_weight, o, OUT, C + c, 2 * C, 2 * C, BLOCK_O, BLOCK_C).to(ACC)
-                dm = dot(plain, y, dm)
-        if grad_weight is not None:
-            store_rows(grad_weight, dw, o, OUT, C + c, 2 * C, 2 * C)
-    if grad_memory is not None:
-        store_rows(grad_memory, dm, 0, K, c, C, C)
+                dp = load_rows(plain, k, K, o, OUT, OUT, BLOCK_K, BLOCK_O)
+                vm = load_rows(gg_memory, k, K, c, C, C, BLOCK_K, BLOCK_C).to(ACC)
+                dw = dot(tl.trans(dp), vm, dw)
+        store_rows(grad_weight, dw, o, OUT, C + c, 2 * C, 2 * C)
 
 
 def pull_back(
@@ -167,11 +177,12 @@ def pull_back(
 
     ``sums`` holds dM [K,C], then dP [K,O]; with directions the derivative of dP, then dP.
     """
-    rows, channels = memory.shape
-    block = 16
+    (rows, channels), outputs = memory.shape, weight.shape[0]
+    block_k, block_o, block_c = min(padded(rows), 32), 32, 16
+    blocks = triton.cdiv(rows, block_k) + triton.cdiv(outputs, block_o)
     launch(
         _pull_back,
-        triton.cdiv(channels, block),
+        blocks * triton.cdiv(channels, block_c),
         sums,
         memory,
         weight,
@@ -181,11 +192,12 @@ def pull_back(
         grad_weight,
         C=channels,
         K=rows,
-        OUT=weight.shape[0],
+        OUT=outputs,
         ACC=accumulator(sums.dtype),
-        BLOCK_K=padded(rows),
-        BLOCK_O=32,
-        BLOCK_C=block,
+        BLOCK_K=block_k,
+        BLOCK_O=block_o,
+        BLOCK_C=block_c,
+        maxnreg=255,
     )
 
 

@@ -8,11 +8,12 @@ class is what they are bound by; ``z`` at a pixel is never stored. Backward is o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from pinmem.kernels.bilinear import plan, spread, upsamplings
+from pinmem.kernels.bilinear import index_of, plan, spread, upsamplings
 from pinmem.kernels.launch import CompileCase, launch, recording
 from pinmem.kernels.loss_mass import MASS_SHARES, mass_shares
 from pinmem.kernels.maps import accumulator, cast, padded
@@ -31,10 +32,12 @@ def _multiply(unit_grad, grad_loss, grad_logits, numel, BLOCK: tl.constexpr):
     tl.store(grad_logits + at, cast(value, grad_logits.dtype.element_ty), mask=at < numel)
 
 
-def _classes_a_thread(order: int, block_k: int, dtype: torch.dtype) -> int:
+def _classes_a_thread(order: int, block_k: int, dtype: torch.dtype, index: Any) -> int:
     """How many classes of a column fit a thread's registers, at 3, 5 or 7 values each."""
     if dtype == torch.float64:
         return (16, 8, 4)[order]
+    if index == tl.int64:
+        return (32, 16, 8)[order]
     # A warp that has all classes knows them at compile time, and drops the padding.
     return (32, 32 if block_k <= 32 else 16, 16)[order]
 
@@ -54,7 +57,8 @@ def _run(
     high, wide = target.shape[1:]
     kind = accumulation_type(logits.dtype)
     block_k = padded(num_classes)
-    lanes, warps = spread(block_k, _classes_a_thread(order, block_k, logits.dtype))
+    index = index_of(logits, target)
+    lanes, warps = spread(block_k, _classes_a_thread(order, block_k, logits.dtype, index))
     cut = plan(logits, target, lanes)
     sizes = (h, w, high, wide, cut.y.tiles, cut.x.tiles, cut.y.window, cut.x.window)
     masses = mass_shares(target, class_weight, logits, ignore_index)
@@ -64,7 +68,7 @@ def _run(
         "ORDER": order,
         "UPSAMPLES": cut.upsamples,
         "CHANNELS_LAST": format_of(logits) == torch.channels_last,
-        "INDEX": cut.index,
+        "INDEX": index,
         "TILE_Y": cut.y.tile,
         "TILE_X": cut.x.tile,
         "BLOCK_MASSES": MASS_SHARES,
@@ -97,6 +101,7 @@ def _run(
         LANES_X=lanes,
         BLOCK_K=block_k,
         num_warps=warps,
+        maxnreg=255 if order else None,
     )
 
     value = logits.new_empty((), dtype=kind if grad_loss is None else grad_loss.dtype)
@@ -119,7 +124,8 @@ def _run(
         BLOCK_K=block_k,
         BLOCK_X=block_x,
         BLOCK_VALUES=1024,
-        num_warps=2,
+        num_warps=2 if index == tl.int32 else 4,
+        maxnreg=255,
     )
     return value, out
 

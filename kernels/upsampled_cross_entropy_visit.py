@@ -52,22 +52,23 @@ def _store_corners(
 ):
     """Put a row of the window's gradients [classes, corners] where they go."""
     from_y, to_y, from_x, to_x = complete
-    k = tl.arange(0, folded.shape[0]).to(tl.int64)[:, None]
+    k = tl.arange(0, folded.shape[0])[:, None]
     slot = tl.arange(0, folded.shape[1])
     x = first_x + slot
     row = y + tl.zeros_like(x)
     here = (slot < window_x) & (x < w) & (row < h)
     direct = UPSAMPLES & (x >= from_x) & (x <= to_x) & (row >= from_y) & (row <= to_y)
     place = out + (y.to(tl.int64) * w + x) * step_x
+    # Within a tile's share 32 bits do, and offsets of 64 would cost as many registers again.
+    corner_y = corner_y.to(tl.int32)
     if CHANNELS_LAST:
-        edge = edges + (corner_y * window_x + slot).to(tl.int64) * K
-        edge_step = 1
+        edge = (corner_y * window_x + slot)[None, :] * K + k
     else:
-        edge = edges + (corner_y.to(tl.int64) * K * window_x + slot)
-        edge_step = window_x
+        edge = (corner_y * K * window_x + slot)[None, :] + k * window_x
     value = cast(folded * scale, out.dtype.element_ty)
-    tl.store(place[None, :] + k * step_k, value, mask=(here & direct)[None, :] & (k < K))
-    tl.store(edge[None, :] + k * edge_step, folded, mask=(here & ~direct)[None, :] & (k < K))
+    places = place[None, :] + k.to(tl.int64) * step_k
+    tl.store(places, value, mask=(here & direct)[None, :] & (k < K))
+    tl.store(edges + edge, folded, mask=(here & ~direct)[None, :] & (k < K))
 
 
 @triton.jit
@@ -240,6 +241,8 @@ def finish(
     BLOCK_MASSES: tl.constexpr,
 ):
     """Program 0 adds up the value; every other one some corners that several tiles share."""
+    h, w = as_index(h, INDEX), as_index(w, INDEX)
+    high, wide = as_index(high, INDEX), as_index(wide, INDEX)
     program = tl.program_id(0)
     if program == 0:
         value = tl.zeros([BLOCK_VALUES], tl.float64)
@@ -249,15 +252,13 @@ def finish(
         mass = total_mass(masses, mass_count, BLOCK_MASSES)
         tl.store(result, cast(over_mass(tl.sum(value, 0), mass), result.dtype.element_ty))
     elif ORDER > 0:
-        h, w = as_index(h, INDEX), as_index(w, INDEX)
-        high, wide = as_index(high, INDEX), as_index(wide, INDEX)
         blocks_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
         blocks_x = (w + BLOCK_X - 1) // BLOCK_X
-        block = (program - 1).to(tl.int64)
+        block = program - 1
         k = (block % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
         x = (block // blocks_k % blocks_x * BLOCK_X).to(INDEX) + tl.arange(0, BLOCK_X)
         y = (block // blocks_k // blocks_x % h).to(INDEX)
-        image = block // blocks_k // blocks_x // h
+        image = (block // blocks_k // blocks_x // h).to(tl.int64)
         first_x, last_x = tiles_of(x, w, wide, TILE_X)
         first_y, last_y = tiles_of(y, h, high, TILE_Y)
         several = (last_x - first_x) + (last_y - first_y) > 0
@@ -280,6 +281,6 @@ def finish(
             place = ((image * h + y) * w + x)[None, :] * K + k
         else:
             place = ((image * K + k) * h + y) * w + x[None, :]
-        scaled = added * scale_of(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
-        scaled = cast(scaled, out.dtype.element_ty)
+        added *= scale_of(grad_loss, masses, mass_count, ACC, BLOCK_MASSES)
+        scaled = cast(added, out.dtype.element_ty)
         tl.store(out + place, scaled, mask=shared[None, :] & (k < K))

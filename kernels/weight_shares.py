@@ -55,7 +55,7 @@ def add_blocks(
     o, c = part // TILES_C * TILE_O, part % TILES_C * TILE_C
     dw = tl.zeros([TILE_O, TILE_C], ACC)
     # Few pixels at a time: all channels of them are in registers at once.
-    PIECE: tl.constexpr = 16
+    PIECE: tl.constexpr = min(16, BLOCK_N)
     PIECES: tl.constexpr = BLOCK_N // PIECE
     for other in tl.range(PARTS * PIECES, disable_licm=True):
         index = (chunk * steps + turn) * PARTS + other // PIECES
