@@ -270,5 +270,17 @@ def memory_update_double_backward(
     room, held = scratch(memory, config, 8)
     directions = (gg_memory, gg_sums, gg_mass, gg_weight, gg_bias)
     cotangents = (grad_memory, grad_divergence, grad_classification)
-    launch(_double_backward, 1, *directions, *cotangents, *inputs, *outputs, room, held, **config)
+    # A single program gains nothing from registers left to others.
+    launch(
+        _double_backward,
+        1,
+        *directions,
+        *cotangents,
+        *inputs,
+        *outputs,
+        room,
+        held,
+        **config,
+        maxnreg=255,
+    )
     return outputs
