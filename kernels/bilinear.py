@@ -267,17 +267,23 @@ def upsamplings() -> Iterator[tuple[str, bool, Tensor, Tensor, Tensor | None]]:
 
     With each a label, and whether it is a typical one.
     """
-    shapes = [(dtype, 19, 192, 768) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
-    shapes += [(torch.bfloat16, 19, 48, 768), (torch.float16, 19, 192, 768)]
-    # Every block of classes at its fullest; an axis that shrinks; coordinates of 64 bits.
+    half, single, double = torch.bfloat16, torch.float32, torch.float64
+    # What training meets: logits, the scores of the memory, the auxiliary head.
+    typical = [(half, 19, 192, 768), (half, 19, 48, 768), (half, 19, 48, 48)]
+    shapes = [*typical, (torch.float16, 19, 192, 768), (single, 19, 192, 768)]
+    shapes += [(double, 19, 192, 768)]
+    # Every block of classes at its fullest and part empty; an axis that shrinks; coordinates of
+    # 64 bits.
     full = (16, 32, 64, 128, 256)
-    shapes += [(dtype, k, 192, 768) for dtype in (torch.float32, torch.float64) for k in full]
-    shapes += [(torch.bfloat16, 256, 192, 768)]
-    shapes += [(torch.float32, 19, 64, 32), (torch.float32, 19, 1 << 16, 1 << 16)]
-    for dtype, num_classes, low, high in shapes:
+    shapes += [(dtype, k, 192, 768) for dtype in (single, double) for k in full]
+    shapes += [(half, 256, 192, 768), *((dtype, 150, 48, 768) for dtype in (half, single))]
+    shapes += [(single, 65, 192, 768), (double, 65, 192, 768)]
+    shapes += [(single, 19, 64, 32), (single, 19, 1 << 16, 1 << 16)]
+    for shape in shapes:
+        dtype, num_classes, low, high = shape
         for memory_format in (torch.contiguous_format, torch.channels_last):
             last = memory_format == torch.channels_last
-            if last and num_classes != 19:
+            if last and num_classes in full:
                 continue
             logits = torch.empty((2, num_classes, low, low), dtype=dtype, device="meta")
             labels = torch.int64 if dtype == torch.float64 else torch.uint8
@@ -285,8 +291,8 @@ def upsamplings() -> Iterator[tuple[str, bool, Tensor, Tensor, Tensor | None]]:
             name = f"{str(dtype).removeprefix('torch.')} K={num_classes} {low}->{high}"
             yield (
                 f"{name} channels_last" if last else name,
-                (dtype, num_classes, low) == (torch.bfloat16, 19, 192),
+                shape in typical,
                 logits.contiguous(memory_format=memory_format),
                 target,
-                logits.new_empty(num_classes) if last else None,
+                None if last else logits.new_empty(num_classes),
             )

@@ -147,7 +147,10 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
     channels, block_k = features.shape[1], padded(num_classes)
     (h, w), (high, wide) = features.shape[2:], labels.shape[1:]
     sums = 1 if order == 1 else block_k
-    widest = min(256, (16384 if order == 0 else 8192) // sums)
+    room = 16384 if order == 0 else 8192
+    if features.dtype == torch.float32 and sums > 32:
+        room = 4096  # an operand of its products is three of bfloat16
+    widest = min(256, room // sums)
     channels_last = runs_of(features).channels_last
     if channels > widest and not channels_last:
         # Pointers to channels far apart fill registers, as does a tile of sums on its way out.
@@ -273,15 +276,17 @@ def class_sums_double_backward(
 def compile_cases() -> Iterator[CompileCase]:
     """Every kernel in every configuration that ``auto`` can choose."""
     shapes = [(dtype, 19, 256, 48) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
-    # Every block of classes at its fullest; channels in several tiles; coordinates of 64 bits.
-    floats = (torch.float32, torch.float64)
-    shapes += [(dtype, k, 256, 48) for dtype in floats for k in (32, 64, 128, 256)]
+    # Every block of classes at its fullest and part empty; channels in several tiles; coordinates
+    # of 64 bits.
+    floats, full = (torch.float32, torch.float64), (32, 64, 128, 256)
+    shapes += [(dtype, k, 256, 48) for dtype in floats for k in full]
     shapes += [(torch.bfloat16, 256, 256, 48), (torch.float16, 19, 2048, 48)]
+    shapes += [(dtype, k, 768, 48) for dtype in (torch.bfloat16, torch.float32) for k in (65, 150)]
     shapes += [(torch.float32, 2, 5, 48), (torch.float32, 19, 256, 1 << 16)]
     for dtype, num_classes, channels, size in shapes:
         for memory_format in (torch.contiguous_format, torch.channels_last):
             last = memory_format == torch.channels_last
-            if last and num_classes != 19:
+            if last and num_classes in full:
                 continue
             features = torch.empty((2, channels, size, size), dtype=dtype, device="meta")
             features = features.contiguous(memory_format=memory_format)
@@ -289,7 +294,8 @@ def compile_cases() -> Iterator[CompileCase]:
             labels = torch.empty((2, 16 * size, 16 * size), dtype=kind, device="meta")
             name = f"{str(dtype).removeprefix('torch.')} K={num_classes} C={channels}"
             label = f"{name} channels_last" if last else name
-            with recording(label, (dtype, size) == (torch.bfloat16, 48)) as cases:
+            typical = (dtype, num_classes, size) == (torch.bfloat16, 19, 48)
+            with recording(label, typical) as cases:
                 sums, _ = class_sums(features, labels, num_classes, 255)
                 class_sums_backward(sums, features, labels, num_classes, 255)
                 class_sums_double_backward(features, sums, features, labels, num_classes, 255)

@@ -149,12 +149,12 @@ def dot(a, b, acc):
 def dot_slots(rows, matrix, acc):
     """``acc + rows matrix`` where a tile of pixels [N,K] meets the slots' rows [K,C].
 
-    Whole rows would lie in the registers of every warp. With many slots they are cut into parts,
-    each a warp's own, and what the parts give is added.
+    Whole rows would lie in the registers of every warp, in float32 as three of bfloat16 each. With
+    many slots they are cut into parts, each a warp's own, and what the parts give is added.
     """
     K: tl.constexpr = rows.shape[1]
     PART: tl.constexpr = 32
-    if K < 64:
+    if K < 64 or rows.dtype.primitive_bitwidth == 16:
         return dot(rows, matrix, acc)
     else:
         PARTS: tl.constexpr = K // PART

@@ -119,7 +119,7 @@ def _backward(
     if shares is not None:
         share = shares + tl.program_id(0).to(tl.int64) * (K * C)
         all_dm = tl.zeros([BLOCK_K, BLOCK_C], ACC)
-    for turn in range(steps):
+    for turn in tl.range(steps, disable_licm=True):
         index = tl.program_id(0) * steps + turn
         image, first, inside = pixel_block(index, blocks, total, pixels, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
@@ -232,8 +232,10 @@ def compile_cases() -> Iterator[CompileCase]:
             memory_read_double_backward(query, memory, readout, scores, query, memory, scores)
         yield from cases
         if typical:
-            with recording(f"{label} without noise") as cases:
+            with recording(f"{label} in part", typical) as cases:
                 memory_read(query, memory, None)
-                memory_read_backward(readout, None, query, memory, None, True, True)
-                memory_read_double_backward(query, None, readout, None, query, memory, None)
+                memory_read_backward(readout, scores, query, memory, None, True, False)
+                memory_read_backward(readout, None, query, memory, None, False, True)
+                memory_read_double_backward(query, None, readout, scores, query, memory, None)
+                memory_read_double_backward(None, memory, readout, None, query, memory, None)
             yield from cases

@@ -121,3 +121,13 @@ def compile_cases() -> Iterator[CompileCase]:
             memory_read_project_backward(*grads, *read, True, True, True)
             memory_read_project_double_backward(query, memory, weight, *grads, *read)
         yield from cases
+        if typical:
+            read = (query, memory, weight, None)
+            with recording(f"{label} in part", typical) as cases:
+                memory_read_project(*read)
+                memory_read_project_backward(*grads, *read, True, False, True)
+                memory_read_project_backward(projected, None, *read, True, False, False)
+                memory_read_project_backward(projected, None, *read, False, True, True)
+                memory_read_project_double_backward(query, None, weight, *grads, *read)
+                memory_read_project_double_backward(None, memory, None, projected, None, *read)
+            yield from cases

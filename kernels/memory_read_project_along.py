@@ -133,7 +133,8 @@ def read_project_along(
                         y = dot(cast(q, T), tl.trans(gg_w), y)
                 store_channels(gg_projected, at_o, step_o, inside, o, OUT, y)
 
-        if FORWARD and weight_shares is not None:
+        # As below, a branch that is always taken.
+        if FORWARD and weight_shares is not None and tl.program_id(1) == 0:
             add_blocks(
                 weight_shares, grad_projected, query, gg_query, chunk, part, turn, steps,
                 pixels, blocks, total,

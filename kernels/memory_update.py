@@ -192,7 +192,7 @@ def memory_update(
     """Forward."""
     outputs = (torch.empty_like(memory), memory.new_empty(()), memory.new_empty(()))
     inputs = (memory, sums, mass, weight, bias)
-    launch(_forward, 1, *inputs, *outputs, **slot_config(memory, momentum))
+    launch(_forward, 1, *inputs, *outputs, **slot_config(memory, momentum), maxnreg=255)
     return outputs
 
 
@@ -211,13 +211,13 @@ def memory_update_backward(
     config = slot_config(memory, momentum)
     inputs = (memory, sums, mass, weight, bias)
     d_memory, d_sums, d_mass, d_weight, d_bias = map(torch.empty_like, inputs)
-    # Blocks of 32 slots j spill a little of 128 in float32, and blocks of 64 of any others.
-    wider = config["BLOCK_K"] == 128 and memory.element_size() < 8
-    config["BLOCK_J"] = 64 if wider else min(config["BLOCK_K"], 32)
+    config["BLOCK_J"] = min(config["BLOCK_K"], 32)
+    if memory.element_size() == 8 and config["BLOCK_K"] > 64:
+        config |= {"BLOCK_J": 16, "BLOCK_C": config["BLOCK_C"] // 2}
     room, held = scratch(memory, config, 3)
     outputs = (d_memory, d_sums, d_mass, d_weight, d_bias)
     cotangents = (grad_memory, grad_divergence, grad_classification)
-    launch(_backward, 1, *cotangents, *inputs, *outputs, room, held, **config)
+    launch(_backward, 1, *cotangents, *inputs, *outputs, room, held, **config, maxnreg=255)
     return outputs
 
 
@@ -231,8 +231,19 @@ def compile_cases() -> Iterator[CompileCase]:
         row, scalar = matrix[:, 0].contiguous(), matrix.new_empty(())
         inputs = (matrix, matrix, row, matrix, row)
         name = f"{str(dtype).removeprefix('torch.')} K={slots} C={channels}"
-        with recording(name, (dtype, slots) == (torch.float32, 19)) as cases:
+        typical = (dtype, slots, channels) == (torch.float32, 19, 256)
+        with recording(name, typical) as cases:
             memory_update(*inputs, 0.8)
             memory_update_backward(matrix, scalar, scalar, *inputs, 0.8)
             memory_update_double_backward(*inputs, matrix, scalar, scalar, *inputs, 0.8)
         yield from cases
+        if typical:
+            # Of the losses alone, of the memory alone, and along what a network gives.
+            losses, alone = (None, scalar, scalar), (matrix, None, None)
+            along = (None, matrix, row, matrix, row)
+            with recording(f"{name} in part", typical) as cases:
+                memory_update_backward(*losses, *inputs, 0.8)
+                memory_update_backward(*alone, *inputs, 0.8)
+                memory_update_double_backward(*along, *losses, *inputs, 0.8)
+                memory_update_double_backward(*along, *alone, *inputs, 0.8)
+            yield from cases

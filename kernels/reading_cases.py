@@ -10,22 +10,26 @@ from torch import Tensor
 
 _LARGE = (8, 128, 256)
 _TYPICAL = (8, 48, 48)
-# dtype, channels_last, slots, channels, batch and size. The first is the typical one.
+_HALF, _FLOAT, _DOUBLE = torch.bfloat16, torch.float32, torch.float64
+# dtype of the maps and of the parameters, channels_last, slots, channels, batch and size.
 _SHAPES = [
-    (torch.bfloat16, False, 19, 256, _TYPICAL),
-    (torch.bfloat16, True, 19, 256, _LARGE),
-    (torch.float16, False, 19, 256, _LARGE),
-    (torch.float32, False, 19, 256, _LARGE),
-    (torch.float32, True, 19, 256, _TYPICAL),
-    (torch.float64, False, 19, 256, _LARGE),
-    (torch.bfloat16, False, 19, 2048, _LARGE),
-    (torch.float32, True, 2, 5, (3, 7, 9)),
-    *(
-        (dtype, False, slots, 256, _LARGE)
-        for dtype in (torch.bfloat16, torch.float32, torch.float64)
-        for slots in (64, 128, 256)
-    ),
-]
+    # What training meets: mixed precision in channels_last.
+    (_HALF, _FLOAT, True, 19, 256, _TYPICAL),
+    (_HALF, _HALF, False, 19, 256, _LARGE),
+    (torch.float16, _FLOAT, False, 19, 256, _LARGE),
+    (_FLOAT, _FLOAT, False, 19, 256, _LARGE),
+    (_FLOAT, _FLOAT, True, 19, 256, _TYPICAL),
+    (_DOUBLE, _DOUBLE, False, 19, 256, _LARGE),
+    (_HALF, _FLOAT, False, 19, 2048, _LARGE),
+    (_FLOAT, _FLOAT, True, 19, 2048, _LARGE),
+    (_FLOAT, _FLOAT, True, 2, 5, (3, 7, 9)),
+    # The wide columns of the table of block sizes, at their fullest and part empty.
+    *((dtype, dtype, False, slots, 256, _LARGE)
+      for dtype in (_HALF, _FLOAT, _DOUBLE) for slots in (64, 128, 256)),
+    *((dtype, parameters, True, slots, 768, _LARGE)
+      for dtype, parameters in ((torch.float16, _FLOAT), (_FLOAT, _FLOAT), (_DOUBLE, _DOUBLE))
+      for slots in (33, 65, 150)),
+]  # fmt: skip
 
 
 class Reading(NamedTuple):
@@ -43,24 +47,28 @@ class Reading(NamedTuple):
 
 def readings() -> Iterator[Reading]:
     """Every configuration, on the meta device: with noise, all cotangents and directions."""
-    for number, (dtype, channels_last, slots, channels, (batch, height, width)) in enumerate(
-        _SHAPES
-    ):
+    for number, (dtype, parameters, channels_last, slots, channels, size) in enumerate(_SHAPES):
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        batch, height, width = size
 
-        def new_map(depth: int, dtype=dtype, size=(batch, height, width), layout=layout) -> Tensor:
+        def new_map(depth: int, dtype=dtype, size=size, layout=layout) -> Tensor:
             like = torch.empty((size[0], depth, *size[1:]), dtype=dtype, device="meta")
             return like.contiguous(memory_format=layout)
 
+        def new_matrix(rows: int, columns: int, dtype=parameters) -> Tensor:
+            return torch.empty((rows, columns), dtype=dtype, device="meta")
+
         outputs = min(channels, 256)
         name = str(dtype).removeprefix("torch.")
+        if parameters != dtype:
+            name += f" with {str(parameters).removeprefix('torch.')} slots"
         kind = "nhwc" if channels_last else "nchw"
         yield Reading(
             f"{name} {kind} K={slots} C={channels} {batch}x{height}x{width}",
             number == 0,
             new_map(channels),
-            torch.empty((slots, channels), dtype=dtype, device="meta"),
-            torch.empty((outputs, 2 * channels), dtype=dtype, device="meta"),
+            new_matrix(slots, channels),
+            new_matrix(outputs, 2 * channels),
             new_map(2 * channels),
             new_map(slots),
             new_map(outputs),

@@ -13,23 +13,25 @@ from pinmem.kernels.maps import accumulator, padded, runs_of
 from torch import Tensor
 
 # bytes an element -> pass -> for at most 32, 64, 128 and 256 slots:
-# pixels, channels, outputs of the projection, warps, stages of the pipelined loops.
-_TABLE: dict[int, dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
+# pixels, channels, outputs of the projection, warps, stages of the pipelined loops, and where it
+# needs one the limit of registers a thread (see :func:`pinmem.kernels.launch.launch`).
+_TABLE: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
     2: {
         "forward": (
             (64, 256, 0, 8, 1), (64, 64, 0, 4, 3), (64, 64, 0, 8, 1), (32, 64, 0, 8, 1),
         ),
         "backward": (
-            (16, 256, 0, 8, 2), (64, 32, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 8, 1),
+            (16, 128, 0, 4, 2), (64, 32, 0, 8, 1, 255),
+            (32, 32, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "second": (
-            (64, 16, 0, 8, 1), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1), (16, 32, 0, 8, 1),
+            (64, 16, 0, 8, 1, 255), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1, 255), (16, 32, 0, 8, 1),
         ),
         "project": (
-            (64, 64, 256, 8, 3), (64, 64, 256, 8, 3), (32, 64, 128, 8, 1), (16, 64, 64, 8, 1),
+            (64, 64, 256, 8, 3), (64, 64, 256, 8, 1), (32, 64, 128, 8, 1), (16, 64, 64, 8, 1),
         ),
         "project backward": (
-            (64, 32, 32, 8, 1), (64, 32, 64, 8, 1), (32, 64, 32, 8, 1), (32, 32, 32, 8, 1),
+            (64, 32, 32, 8, 1), (64, 32, 64, 8, 1), (32, 64, 32, 8, 1), (32, 16, 16, 8, 1),
         ),
         "project second": (
             (64, 32, 16, 8, 1), (32, 16, 16, 8, 1), (32, 16, 16, 8, 1), (16, 32, 16, 8, 1),
@@ -37,19 +39,20 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
     },
     4: {
         "forward": (
-            (32, 32, 0, 4, 1), (64, 32, 0, 8, 1), (16, 32, 0, 8, 1), (16, 32, 0, 8, 1),
+            (32, 32, 0, 4, 1), (64, 16, 0, 8, 1), (16, 32, 0, 8, 1, 255), (16, 32, 0, 8, 1),
         ),
         "backward": (
-            (16, 64, 0, 4, 1), (16, 32, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+            (16, 16, 0, 4, 1, 255), (16, 16, 0, 8, 1),
+            (16, 16, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "second": (
             (16, 32, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
         ),
         "project": (
-            (64, 32, 128, 8, 1), (32, 16, 32, 4, 1), (32, 16, 32, 8, 1), (16, 16, 32, 8, 1),
+            (64, 16, 128, 8, 1), (16, 16, 32, 4, 1), (16, 16, 32, 8, 1), (16, 16, 32, 8, 1),
         ),
         "project backward": (
-            (16, 64, 32, 8, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (16, 32, 32, 8, 1), (32, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
         ),
         "project second": (
             (16, 32, 32, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
@@ -57,22 +60,24 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, int, int, int, int], ...]]] = {
     },
     8: {
         "forward": (
-            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1, 255),
+            (16, 16, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "backward": (
-            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (8, 16, 0, 8, 1),
+            (32, 16, 0, 4, 1), (16, 16, 0, 4, 1, 255),
+            (16, 16, 0, 8, 1, 255), (8, 16, 0, 8, 1, 255),
         ),
         "second": (
-            (16, 32, 0, 8, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (8, 8, 0, 8, 1),
+            (16, 16, 0, 8, 1), (16, 16, 0, 4, 1), (16, 16, 0, 8, 1), (8, 8, 0, 8, 1),
         ),
         "project": (
             (32, 16, 32, 4, 1), (16, 16, 16, 4, 1), (16, 16, 32, 8, 1), (16, 16, 32, 8, 1),
         ),
         "project backward": (
-            (32, 64, 64, 8, 1), (16, 16, 16, 4, 1), (16, 16, 16, 8, 1), (16, 16, 16, 8, 1),
+            (32, 64, 64, 8, 1), (16, 16, 16, 4, 1, 255), (16, 16, 16, 8, 1), (8, 16, 16, 8, 1),
         ),
         "project second": (
-            (16, 16, 16, 8, 1), (16, 16, 32, 8, 1), (16, 16, 16, 8, 1), (8, 8, 8, 8, 1),
+            (16, 8, 16, 8, 1), (16, 8, 16, 8, 1, 255), (16, 16, 16, 8, 1), (8, 8, 8, 8, 1),
         ),
     },
 }  # fmt: skip
@@ -95,7 +100,7 @@ def config_of(
     block_k = padded(slots)
     column = max(block_k.bit_length() - 6, 0)
     row = _TABLE[query.element_size()][kind]
-    block_n, block_c, block_o, num_warps, num_stages = row[min(column, len(row) - 1)]
+    block_n, block_c, block_o, num_warps, num_stages, *limit = row[min(column, len(row) - 1)]
     config = {
         "C": channels,
         "K": slots,
@@ -107,8 +112,8 @@ def config_of(
         "num_warps": num_warps,
         "num_stages": num_stages,
     }
-    if block_k > 32 and query.element_size() > 2 and kind in ("forward", "backward"):
-        config["maxnreg"] = 255
+    if limit:
+        config["maxnreg"] = limit[0]
     if weight is not None:
         outputs = weight.shape[0]
         config |= {"OUT": outputs, "BLOCK_O": min(padded(outputs), block_o)}

@@ -91,6 +91,8 @@ def tile_config(query: Tensor, weight: Tensor | None = None) -> dict[str, int]:
         return {"PARTS": 1, "TILE_O": 16, "TILE_C": 16}
     outputs, channels = weight.shape[0], query.shape[1]
     most_o, most_c = {2: (32, 256), 4: (32, 256), 8: (32, 32)}[query.element_size()]
+    if channels > 1024:
+        most_o = 16  # the sums over all their tiles take registers too
     tile_o, tile_c = min(padded(outputs), most_o), min(padded(channels), most_c)
     parts = triton.cdiv(outputs, tile_o) * triton.cdiv(channels, tile_c)
     return {"PARTS": parts, "TILE_O": tile_o, "TILE_C": tile_c}

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import pinmem
 from pinmem import backends, ops
 
-from .op_cases import BASE, DTYPES, FORMATS, SIZES, SMALL, WIDTHS, Shape, build, everything, judge
+from .op_cases import BASE, FORMATS, SIZES, SMALL, WIDTHS, Shape, build, everything, judge
 
 GPU_BACKENDS = ("triton", "cuda", "reference")
 SMOOTH = [op for op in ops.__all__ if op != "upsampled_confusion"]
@@ -49,16 +49,20 @@ def shapes_for(backend: str, device: str) -> list[Shape]:
 
 
 def value_cases() -> list:
+    """Every type that a backend takes, at every shape."""
     return [
-        pytest.param(*target.values, shape, id=f"{target.id}-{shape}", marks=target.marks)
+        pytest.param(
+            *target.values, shape, dtype,
+            id=f"{target.id}-{shape}-{str(dtype).removeprefix('torch.')}", marks=target.marks,
+        )
         for target in targets()
         for shape in shapes_for(*target.values)
-    ]
+        for dtype in backends.DTYPES[target.values[0]]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("backend, device, shape", value_cases())
+@pytest.mark.parametrize("backend, device, shape, dtype", value_cases())
 @pytest.mark.parametrize("op", ops.__all__)
 def test_values(op, backend, device, shape, dtype, layout) -> None:
     """Outputs, first and second order, against float64."""
