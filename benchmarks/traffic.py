@@ -24,7 +24,7 @@ from torch import Tensor
 L2 = 50 << 20
 MULTIPROCESSORS = 132
 # What kernels that look twice have resident at most; the compiler's report has their occupancy.
-RESIDENT_WARPS = 20
+RESIDENT_WARPS = 24
 
 
 class Traffic(NamedTuple):

@@ -6,10 +6,12 @@ import triton
 import triton.language as tl
 from pinmem.kernels.maps import (
     afresh,
+    apart,
     cast,
     dot,
     load_channels,
     load_rows,
+    rolled,
     softmax_rows,
 )
 
@@ -45,22 +47,24 @@ def look_along(
     Returns ``x.x``, ``x.v`` and the rows ``x M^T``, ``v M^T``, ``x V^T``.
     """
     T: tl.constexpr = query.dtype.element_ty
+    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
+    ROLLED: tl.constexpr = BLOCK_K > 128 and query.dtype.element_ty.primitive_bitwidth == 16
     x_x = tl.zeros([BLOCK_N], ACC)
     x_v = tl.zeros([BLOCK_N], ACC)
     x_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     v_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     x_vm = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-    for tile in tl.range((C + BLOCK_C - 1) // BLOCK_C, disable_licm=True):
-        c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+    for tile in tl.range(rolled((C + BLOCK_C - 1) // BLOCK_C, ROLLED), disable_licm=True):
+        c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)
         m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
         x_x += tl.sum(x.to(ACC) * x.to(ACC), 1)
         x_m = dot(x, tl.trans(m), x_m)
-        if gg_query is not None:
+        if gg_query is not None and apart(SCARCE):
             v = load_channels(gg_query, at, step, inside, c, C, BLOCK_C)
             x_v += tl.sum(x.to(ACC) * v.to(ACC), 1)
             v_m = dot(v, tl.trans(m), v_m)
-        if gg_memory is not None:
+        if gg_memory is not None and apart(SCARCE):
             vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             x_vm = dot(x, tl.trans(vm), x_vm)
     return x_x, x_v, x_m, v_m, x_vm

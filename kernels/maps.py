@@ -71,6 +71,15 @@ def rolled(end, SEVERAL: tl.constexpr):
 
 
 @triton.jit
+def apart(SCARCE: tl.constexpr):
+    """True; where registers are ``SCARCE``, unknown to the compiler.
+
+    What stands under a branch on it is not begun early, so it takes the registers of what is done.
+    """
+    return tl.program_id(1) == 0 if SCARCE else True
+
+
+@triton.jit
 def pixel_block(index, blocks, total, pixels, BLOCK: tl.constexpr):
     """Block ``index`` of ``total``, ``blocks`` a run: its run, first pixel, and who is inside."""
     first = (index % blocks).to(tl.int64) * BLOCK
@@ -154,7 +163,8 @@ def dot_slots(rows, matrix, acc):
     """
     K: tl.constexpr = rows.shape[1]
     PART: tl.constexpr = 32
-    if K < 64 or rows.dtype.primitive_bitwidth == 16:
+    MANY: tl.constexpr = 256 if rows.dtype.primitive_bitwidth == 16 else 64
+    if K < MANY:
         return dot(rows, matrix, acc)
     else:
         PARTS: tl.constexpr = K // PART

@@ -19,6 +19,7 @@ from pinmem.kernels.attention import (
 from pinmem.kernels.launch import launch
 from pinmem.kernels.maps import (
     afresh,
+    apart,
     cast,
     dot,
     dot_slots,
@@ -73,6 +74,7 @@ def _read_along(
     """
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     T: tl.constexpr = query.dtype.element_ty
+    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
     share = shares + program.to(tl.int64) * (K * C)
     for turn in tl.range(steps, disable_licm=True):
         index = program * steps + turn
@@ -102,11 +104,11 @@ def _read_along(
         da_1 = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         if grad_readout is not None and (QUERY or MEMORY):
             for tile in tl.range(TILES, disable_licm=True):
-                c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+                c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
                 m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                 dc = load_channels(grad_readout, at_2c, step_2c, inside, C + c, 2 * C, BLOCK_C)
                 da = dot(dc, tl.trans(m), da)
-                if gg_memory is not None:
+                if gg_memory is not None and apart(SCARCE):
                     vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                     da_1 = dot(dc, tl.trans(vm), da_1)
                 d0 = load_channels(grad_readout, at_2c, step_2c, inside, c, C, BLOCK_C).to(ACC)
@@ -135,22 +137,22 @@ def _read_along(
         q_e, q_e_1 = tl.where(curved, q_e, 0.0), tl.where(curved, q_e_1, 0.0)
 
         for tile in tl.range(TILES, disable_licm=True):
-            c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+            c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
             m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
-            if gg_memory is not None:
-                vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             x = load_channels(query, at, step, inside, c, C, BLOCK_C)
             q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
             if FORWARD:
                 store_channels(gg_readout, at_2c, step_2c, inside, c, C, q_1)
                 c_1 = dot_slots(cast(a_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
-                if gg_memory is not None:
+                if gg_memory is not None and apart(SCARCE):
+                    vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                     c_1 = dot_slots(cast(a, T), vm, c_1)
                 store_channels(gg_readout, at_2c, step_2c, inside, C + c, 2 * C, c_1)
             if QUERY:
                 e = dot_slots(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
                 e_1 = dot_slots(cast(ds_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
-                if gg_memory is not None:
+                if gg_memory is not None and apart(SCARCE):
+                    vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                     e_1 = dot_slots(cast(ds, T), vm, e_1)
                 if grad_readout is not None:
                     d0 = load_channels(grad_readout, at_2c, step_2c, inside, c, C, BLOCK_C)

@@ -15,6 +15,7 @@ from pinmem.kernels.attention import (
 )
 from pinmem.kernels.maps import (
     afresh,
+    apart,
     cast,
     dot,
     dot_slots,
@@ -22,6 +23,7 @@ from pinmem.kernels.maps import (
     load_channels,
     load_rows,
     pixel_block,
+    rolled,
     run_offsets,
     store_channels,
 )
@@ -78,6 +80,8 @@ def read_project_along(
     TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     TILES_O: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
     T: tl.constexpr = query.dtype.element_ty
+    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
+    ROLLED: tl.constexpr = BLOCK_K > 128 and query.dtype.element_ty.primitive_bitwidth == 16
     if shares is not None:
         share_m = shares + program.to(tl.int64) * (K * (C + 2 * OUT))
         share_p_1 = share_m + K * C
@@ -115,15 +119,15 @@ def read_project_along(
         if FORWARD and gg_projected is not None:
             # q_1 W_q^T + q Y_q^T + a_1 P + a P_1
             store_channels(gg_scores, at_k, step_k, inside, 0, K, s_1)
-            for tile in tl.range(TILES_O, disable_licm=True):
-                o = afresh(tile * BLOCK_O, BLOCK_K > 32, BLOCK_O)
+            for tile in tl.range(rolled(TILES_O, ROLLED), disable_licm=True):
+                o = afresh(tile * BLOCK_O, SCARCE, BLOCK_O)
                 p = cast(load_rows(slots, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
                 y = dot_slots(cast(a_1, T), p, tl.zeros([BLOCK_N, BLOCK_O], ACC))
-                if slots_1 is not None:
+                if slots_1 is not None and apart(SCARCE):
                     p_1 = cast(load_rows(slots_1, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
                     y = dot_slots(cast(a, T), p_1, y)
-                for inner in tl.range(TILES_C, disable_licm=True):
-                    c = afresh(inner * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+                for inner in tl.range(rolled(TILES_C, ROLLED), disable_licm=True):
+                    c = afresh(inner * BLOCK_C, SCARCE, BLOCK_C)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
                     w = cast(load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
@@ -133,8 +137,7 @@ def read_project_along(
                         y = dot(cast(q, T), tl.trans(gg_w), y)
                 store_channels(gg_projected, at_o, step_o, inside, o, OUT, y)
 
-        # As below, a branch that is always taken.
-        if FORWARD and weight_shares is not None and tl.program_id(1) == 0:
+        if FORWARD and weight_shares is not None and apart(True):
             add_blocks(
                 weight_shares, grad_projected, query, gg_query, chunk, part, turn, steps,
                 pixels, blocks, total,
@@ -144,16 +147,15 @@ def read_project_along(
         if (QUERY or MEMORY or SLOTS) and grad_projected is not None:
             da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
             da_1 = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-            for tile in tl.range(TILES_O, disable_licm=True):
-                o = afresh(tile * BLOCK_O, BLOCK_K > 32, BLOCK_O)
+            for tile in tl.range(rolled(TILES_O, ROLLED), disable_licm=True):
+                o = afresh(tile * BLOCK_O, SCARCE, BLOCK_O)
                 d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, BLOCK_O)
                 p = cast(load_rows(slots, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
                 da = dot(d, tl.trans(p), da)
-                if slots_1 is not None:
+                if slots_1 is not None and apart(SCARCE):
                     p_1 = cast(load_rows(slots_1, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O), T)
                     da_1 = dot(d, tl.trans(p_1), da_1)
-                # Always so, but a branch keeps the compiler from holding all of a for the loop.
-                if SLOTS and tl.program_id(1) == 0:
+                if SLOTS and apart(True):  # or all of a would be held for the loop
                     dp = dot(tl.trans(cast(a, T)), d, tl.zeros([BLOCK_K, BLOCK_O], ACC))
                     add_share(share_p, dp, 0, o, K, OUT, turn)
                     dp_1 = dot(tl.trans(cast(a_1, T)), d, tl.zeros([BLOCK_K, BLOCK_O], ACC))
@@ -163,8 +165,8 @@ def read_project_along(
                 ds += load_channels(grad_scores, at_k, step_k, inside, 0, K, BLOCK_K).to(ACC)
 
             if MEMORY:
-                for tile in tl.range(TILES_C, disable_licm=True):
-                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+                for tile in tl.range(rolled(TILES_C, ROLLED), disable_licm=True):
+                    c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
                     dm = dot(tl.trans(cast(ds_1, T)), cast(q, T), tl.zeros([BLOCK_K, BLOCK_C], ACC))
@@ -176,12 +178,12 @@ def read_project_along(
                 # so the gradient first keeps e_1 - (q.v) r e, and loses the rest after.
                 q_e = tl.zeros([BLOCK_N], ACC)
                 q_e_1 = tl.zeros([BLOCK_N], ACC)
-                for tile in tl.range(TILES_C, disable_licm=True):
-                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+                for tile in tl.range(rolled(TILES_C, ROLLED), disable_licm=True):
+                    c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
                     e = tl.zeros([BLOCK_N, BLOCK_C], ACC)
                     e_1 = tl.zeros([BLOCK_N, BLOCK_C], ACC)
-                    for inner in tl.range(TILES_O, disable_licm=True):
-                        o = afresh(inner * BLOCK_O, BLOCK_K > 32, BLOCK_O)
+                    for inner in tl.range(rolled(TILES_O, ROLLED), disable_licm=True):
+                        o = afresh(inner * BLOCK_O, SCARCE, BLOCK_O)
                         d = load_channels(grad_projected, at_o, step_o, inside, o, OUT, BLOCK_O)
                         w = cast(load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
                         e = dot(d, w, e)
@@ -205,8 +207,8 @@ def read_project_along(
                     )
                 q_e, q_e_1 = tl.where(curved, q_e, 0.0), tl.where(curved, q_e_1, 0.0)
                 tl.debug_barrier()
-                for tile in tl.range(TILES_C, disable_licm=True):
-                    c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+                for tile in tl.range(rolled(TILES_C, ROLLED), disable_licm=True):
+                    c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
                     x = load_channels(query, at, step, inside, c, C, BLOCK_C)
                     q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
                     z = load_channels(grad_query, at, step, inside, c, C, BLOCK_C).to(ACC)

@@ -87,8 +87,9 @@ def _backward(
         square = tl.zeros([BLOCK_N], ACC)
         s = tl.zeros([BLOCK_N, BLOCK_K], ACC)
         for tile in tl.range(TILES_C, disable_licm=True):
-            x = load_channels(query, at, step, inside, tile * BLOCK_C, C, BLOCK_C)
-            m = cast(load_rows(memory, 0, K, tile * BLOCK_C, C, C, BLOCK_K, BLOCK_C), T)
+            c = afresh(tile * BLOCK_C, BLOCK_K > 32, BLOCK_C)
+            x = load_channels(query, at, step, inside, c, C, BLOCK_C)
+            m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
             square += tl.sum(x.to(ACC) * x.to(ACC), 1)
             s = dot(x, tl.trans(m), s)
         r, curved = inverse_norm(square)

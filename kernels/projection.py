@@ -73,6 +73,7 @@ def project_slots(
     directed = gg_memory is not None or gg_weight is not None
     gg_slots = torch.empty_like(slots) if directed else None
     block = 32 if query.element_size() == 2 else 16
+    widest = max(query.element_size(), memory.element_size())
     launch(
         _project_slots,
         triton.cdiv(rows, block) * triton.cdiv(outputs, block),
@@ -89,7 +90,7 @@ def project_slots(
         ACC=accumulator(query.dtype),
         BLOCK_K=block,
         BLOCK_O=block,
-        BLOCK_C=min(padded(channels), {2: 64, 4: 32, 8: 32}[query.element_size()]),
+        BLOCK_C=min(padded(channels), 64 if widest == 2 else 32),
         num_stages=2,
         maxnreg=255,
     )

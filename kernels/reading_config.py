@@ -25,7 +25,7 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
             (32, 32, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "second": (
-            (64, 16, 0, 8, 1, 255), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1, 255), (16, 32, 0, 8, 1),
+            (32, 32, 0, 8, 1, 255), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1, 255), (16, 32, 0, 8, 1),
         ),
         "project": (
             (64, 64, 256, 8, 3), (64, 64, 256, 8, 1), (32, 64, 128, 8, 1), (16, 64, 64, 8, 1),
@@ -85,11 +85,10 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
 
 def roles_of(kind: str, query: Tensor, memory: Tensor) -> int:
     """How many programs share the work on the same pixels, where one has no room for all of it."""
-    wide = query.element_size() > 2 or memory.shape[0] > 32
-    most = {"second": 3, "project backward": 2, "project second": 3}[kind]
-    if kind == "project second" and memory.shape[0] > 128:
-        return 4
-    return most if wide else most - 1 if kind == "project second" else 1
+    slots, wide = memory.shape[0], query.element_size() > 2
+    if kind == "project second":
+        return 4 if wide or slots > 128 else 3 if slots > 32 else 2
+    return {"second": 3, "project backward": 2}[kind] if wide or slots > 32 else 1
 
 
 def config_of(

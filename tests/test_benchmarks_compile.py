@@ -33,8 +33,8 @@ def test_compile_report(tmp_path: Path) -> None:
     assert header.split()[:4] == ["kernel", "target", "warps", "registers"]
     assert last == f"{len(lines)} kernels, 0 that do not compile, spill or do not fit"
     rows = json.loads(file.read_text())["kernels"]
-    assert len(rows) == len(lines) == 4
-    assert [row["target"] for row in rows] == ["sm_90", "gfx942"] * 2
+    assert len(rows) == len(lines) == 8
+    assert [row["target"] for row in rows] == ["sm_90", "gfx942"] * 4
     for row, line in zip(rows, lines, strict=True):
         assert line.startswith(row["kernel"]) and str(row["registers"]) in line.split()
         assert row["spills"] == 0 < row["registers"] and 0 < row["occupancy"] <= 1

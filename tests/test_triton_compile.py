@@ -74,7 +74,7 @@ def test_what_training_meets(op: str) -> None:
             assert row["loads"].get("128", 0) > 0, row
             assert row["matrix"] > 0, row
             # What benchmarks/traffic.py assumes where a loop looks at a block twice.
-            assert row["occupancy"] * 64 <= 20, row
+            assert row["occupancy"] * 64 <= 24, row
 
 
 @pytest.mark.parametrize("op", OPS)
