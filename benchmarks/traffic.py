@@ -8,7 +8,8 @@ is counted too. Three things are said of a pass:
 - ``memory``: bytes between HBM and L2. Each tensor of each launch counts, so what two launches read
   counts twice. Scratch that one launch writes and the next reads (shares of sums, mostly) counts
   both times, unless all that the pass touches fits the L2, which then hands it on.
-- ``cache``: bytes between L2 and the multiprocessors: every turn of every loop.
+- ``cache``: bytes between L2 and the multiprocessors: every turn of every loop over a map. What
+  is gathered from matrices of a few KB, which lie in the L1, counts once.
 - ``window``: bytes of maps that all programs together hold between a loop's first look at a block
   and its last. Repeated looks find the L2 only while this is at most half of it.
 """
@@ -77,7 +78,8 @@ def count(run: Callable[[], Any], inputs: Iterable[Tensor | None]) -> Traffic:
         if again:
             resident = MULTIPROCESSORS * max(1, RESIDENT_WARPS // case.num_warps)
             # Programs side by side on the same pixels hold the same blocks.
-            blocks = min(resident, case.grid) // values.get("ROLES", 1)
+            side = 1 if values.get("ROLE") is not None else values.get("ROLES", 1)
+            blocks = min(resident, case.grid) // side
             window = max(window, blocks * values["BLOCK_N"] * again)
     if sum(footprint.values()) > L2:
         memory += scratch
@@ -114,8 +116,9 @@ def _read_second(values: Values) -> dict[str, float]:
     apart = values["ROLES"] > 1
     roles, shares = values["ROLES"], 2 * values["steps"] - 1
     looks = {"query": 2 * roles + 1, "gg_query": 2 * roles + 1, "grad_readout": 2.5 if apart else 2}
-    each = 7 if apart else 3
-    return looks | {"shares": shares} | _matrices(values, "memory", "gg_memory", each=each)
+    looks |= _matrices(values, "memory", each=7 if apart else 3)
+    looks |= _matrices(values, "gg_memory", each=7 if apart else 4)
+    return looks | {"shares": shares}
 
 
 def _project_forward(values: Values) -> dict[str, float]:

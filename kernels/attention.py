@@ -1,4 +1,4 @@
-"""What the kernels of the two reading ops share: the attention, and their block sizes."""
+"""What the kernels of the two reading ops share: the attention and its derivatives."""
 
 from __future__ import annotations
 
@@ -44,16 +44,15 @@ def look_along(
 ):
     """The sums over channels that reading along ``(v, V)`` = (gg_query, gg_memory) needs.
 
-    Returns ``x.x``, ``x.v`` and the rows ``x M^T``, ``v M^T``, ``x V^T``.
+    Returns ``x.x``, ``x.v`` and the rows ``x M^T`` and ``v M^T + x V^T``.
     """
     T: tl.constexpr = query.dtype.element_ty
-    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
-    ROLLED: tl.constexpr = BLOCK_K > 128 and query.dtype.element_ty.primitive_bitwidth == 16
+    SCARCE: tl.constexpr = BLOCK_K > 32 or T.primitive_bitwidth > 16
+    ROLLED: tl.constexpr = BLOCK_K > 128 and T.primitive_bitwidth == 16
     x_x = tl.zeros([BLOCK_N], ACC)
     x_v = tl.zeros([BLOCK_N], ACC)
     x_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-    v_m = tl.zeros([BLOCK_N, BLOCK_K], ACC)
-    x_vm = tl.zeros([BLOCK_N, BLOCK_K], ACC)
+    x_m_1 = tl.zeros([BLOCK_N, BLOCK_K], ACC)
     for tile in tl.range(rolled((C + BLOCK_C - 1) // BLOCK_C, ROLLED), disable_licm=True):
         c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)
@@ -63,11 +62,11 @@ def look_along(
         if gg_query is not None and apart(SCARCE):
             v = load_channels(gg_query, at, step, inside, c, C, BLOCK_C)
             x_v += tl.sum(x.to(ACC) * v.to(ACC), 1)
-            v_m = dot(v, tl.trans(m), v_m)
+            x_m_1 = dot(v, tl.trans(m), x_m_1)
         if gg_memory is not None and apart(SCARCE):
             vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
-            x_vm = dot(x, tl.trans(vm), x_vm)
-    return x_x, x_v, x_m, v_m, x_vm
+            x_m_1 = dot(x, tl.trans(vm), x_m_1)
+    return x_x, x_v, x_m, x_m_1
 
 
 @triton.jit

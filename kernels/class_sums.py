@@ -208,26 +208,9 @@ def _run(
         steps, programs, shares = new_shares(blocks, numel, features)
     if order == 0:
         mass_shares = shares.new_empty((programs, num_classes))
-    launch(
-        _sum,
-        programs,
-        features,
-        tangent,
-        grad_sums,
-        labels,
-        gradient,
-        shares,
-        mass_shares,
-        pixels,
-        per_run,
-        blocks,
-        steps,
-        h,
-        w,
-        *labels.shape[1:],
-        ignore_index,
-        **config,
-    )
+    inputs, outputs = (features, tangent, grad_sums, labels), (gradient, shares, mass_shares)
+    sizes = (pixels, per_run, blocks, steps, h, w, *labels.shape[1:])
+    launch(_sum, programs, *inputs, *outputs, *sizes, ignore_index, **config)
     if shares is None:
         return None, None, gradient
     sums = shares.new_empty((num_classes, channels))

@@ -27,8 +27,8 @@ class Runs(NamedTuple):
     channels_last: bool
 
     def blocks(self, block: int) -> int:
-        """How many blocks of ``block`` pixels cover one run; its last may be ragged."""
-        return triton.cdiv(self.pixels, block)
+        """How many blocks of ``block`` pixels cover one run, at least 1; its last may be ragged."""
+        return max(1, triton.cdiv(self.pixels, block))
 
     def split(self, block: int) -> tuple[int, int, int]:
         """What a kernel asks for: pixels a run, blocks a run, blocks of the whole map."""
@@ -55,19 +55,19 @@ def padded(size: int, least: int = 16) -> int:
 
 
 @triton.jit
-def afresh(first, SEVERAL: tl.constexpr, BLOCK: tl.constexpr):
-    """``first``, a multiple of ``BLOCK``; where ``SEVERAL``, unknown to the compiler.
+def afresh(first, SCARCE: tl.constexpr, BLOCK: tl.constexpr):
+    """``first``, a multiple of ``BLOCK``; where registers are ``SCARCE``, unknown to the compiler.
 
     In a loop it would keep pointers into every matrix in registers, from turn to turn. Grids have
     one axis, so a program's number on the next is 0.
     """
-    return tl.multiple_of(first ^ tl.program_id(1), BLOCK) if SEVERAL else first
+    return tl.multiple_of(first ^ tl.program_id(1), BLOCK) if SCARCE else first
 
 
 @triton.jit
-def rolled(end, SEVERAL: tl.constexpr):
-    """``end`` of a loop that, where its turns are ``SEVERAL``, the compiler cannot unroll."""
-    return end ^ tl.program_id(1) if SEVERAL else end
+def rolled(end, SCARCE: tl.constexpr):
+    """``end`` of a loop that, where registers are ``SCARCE``, the compiler cannot unroll."""
+    return end ^ tl.program_id(1) if SCARCE else end
 
 
 @triton.jit

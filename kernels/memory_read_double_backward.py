@@ -2,7 +2,8 @@
 
 The derivative of the forward and the backward pass along ``(v, V)`` = (gg_query, gg_memory), with
 the cotangents of the forward held still. Per pixel, elements of ``e`` bytes: reads
-``(4C + 2K) e`` and writes ``(3C + K) e``. Launches: 2.
+``(4C + K) e`` and writes ``(3C + K) e``; noise is another ``K e``. Launches: 2, with more than
+128 slots in float32 4.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pinmem.kernels.maps import (
     store_channels,
 )
 from pinmem.kernels.partials import add_share, add_shares, new_shares
-from pinmem.kernels.reading_config import config_of, roles_of
+from pinmem.kernels.reading_config import config_of, launches_of
 from torch import Tensor
 
 from pinmem.ops._maps import empty_map
@@ -74,16 +75,15 @@ def _read_along(
     """
     TILES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     T: tl.constexpr = query.dtype.element_ty
-    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
+    SCARCE: tl.constexpr = BLOCK_K > 32 or T.primitive_bitwidth > 16
     share = shares + program.to(tl.int64) * (K * C)
     for turn in tl.range(steps, disable_licm=True):
         index = program * steps + turn
         image, first, inside = pixel_block(index, blocks, total, pixels, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
-        at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
         at_2c, step_2c = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
 
-        x_x, x_v, s, v_m, q_vm = look_along(
+        x_x, x_v, s, s_1 = look_along(
             query,
             gg_query,
             memory,
@@ -98,6 +98,12 @@ def _read_along(
             BLOCK_C,
             BLOCK_K,
         )
+        # The name with _1 is the derivative along (v, V).
+        r, curved = inverse_norm(x_x)
+        bend = tl.where(curved, x_v * r, 0.0)
+        s *= r[:, None]
+        s_1 = r[:, None] * (s_1 - bend[:, None] * s)
+
         x_d0 = tl.zeros([BLOCK_N], ACC)
         v_d0 = tl.zeros([BLOCK_N], ACC)
         da = tl.zeros([BLOCK_N, BLOCK_K], ACC)
@@ -118,13 +124,7 @@ def _read_along(
                     v = load_channels(gg_query, at, step, inside, c, C, BLOCK_C)
                     v_d0 += tl.sum(v.to(ACC) * d0, 1)
 
-        # The name with _1 is the derivative along (v, V).
-        r, curved = inverse_norm(x_x)
-        bend = tl.where(curved, x_v * r, 0.0)
-        s *= r[:, None]
-        q_vm *= r[:, None]
-        q1_m = r[:, None] * (v_m - bend[:, None] * s)
-        s_1 = q1_m + q_vm
+        at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
         if FORWARD:
             store_channels(gg_scores, at_k, step_k, inside, 0, K, s_1)
         a = attention_of(s, gumbel, at_k, step_k, inside, K)
@@ -139,8 +139,9 @@ def _read_along(
         for tile in tl.range(TILES, disable_licm=True):
             c = afresh(tile * BLOCK_C, SCARCE, BLOCK_C)
             m = cast(load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
-            x = load_channels(query, at, step, inside, c, C, BLOCK_C)
-            q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
+            if FORWARD or MEMORY:
+                x = load_channels(query, at, step, inside, c, C, BLOCK_C)
+                q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
             if FORWARD:
                 store_channels(gg_readout, at_2c, step_2c, inside, c, C, q_1)
                 c_1 = dot_slots(cast(a_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
@@ -150,13 +151,19 @@ def _read_along(
                 store_channels(gg_readout, at_2c, step_2c, inside, C + c, 2 * C, c_1)
             if QUERY:
                 e = dot_slots(cast(ds, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
-                e_1 = dot_slots(cast(ds_1, T), m, tl.zeros([BLOCK_N, BLOCK_C], ACC))
+                e_1 = tl.zeros([BLOCK_N, BLOCK_C], ACC)
+                if apart(SCARCE):
+                    e_1 = dot_slots(cast(ds_1, T), m, e_1)
                 if gg_memory is not None and apart(SCARCE):
                     vm = cast(load_rows(gg_memory, 0, K, c, C, C, BLOCK_K, BLOCK_C), T)
                     e_1 = dot_slots(cast(ds, T), vm, e_1)
                 if grad_readout is not None:
                     d0 = load_channels(grad_readout, at_2c, step_2c, inside, c, C, BLOCK_C)
                     e += d0.to(ACC)
+                if not FORWARD:
+                    # Late: its registers are those of the products' operands.
+                    x = load_channels(query, at, step, inside, c, C, BLOCK_C)
+                    q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
                 e -= q * q_e[:, None]
                 e_1 -= q_1 * q_e[:, None] + q * q_e_1[:, None]
                 dx = r[:, None] * (e_1 - (bend * r)[:, None] * e)
@@ -195,13 +202,15 @@ def _double_backward(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ROLES: tl.constexpr,
+    ROLE: tl.constexpr,
 ):
     """All of :func:`_read_along` in one program, where it has room for a, a_1, ds and ds_1.
 
     Else three ``ROLES`` do one each: side by side, so that what one fetches the others find in the
-    L2.
+    L2, or this launch does ``ROLE`` alone.
     """
-    role, program = tl.program_id(0) % ROLES, tl.program_id(0) // ROLES
+    role = tl.program_id(0) % ROLES if ROLE is None else ROLE
+    program = tl.program_id(0) // ROLES if ROLE is None else tl.program_id(0)
     for one in tl.static_range(ROLES):
         if role == one:
             _read_along(
@@ -230,7 +239,8 @@ def memory_read_double_backward(
     steps, programs, shares = new_shares(total, memory.numel(), query)
     inputs = (gg_query, gg_memory, grad_readout, grad_scores, query, memory, gumbel)
     sizes = (pixels, blocks, total, steps)
-    outputs, roles = (gg_readout, gg_scores, grad_query, shares), roles_of("second", query, memory)
-    launch(_double_backward, programs * roles, *inputs, *outputs, *sizes, **config, ROLES=roles)
+    outputs = (gg_readout, gg_scores, grad_query, shares)
+    for side, roles in launches_of("second", query, memory):
+        launch(_double_backward, programs * side, *inputs, *outputs, *sizes, **config, **roles)
     add_shares(shares, grad_memory)
     return gg_readout, gg_scores, grad_query, grad_memory

@@ -80,8 +80,8 @@ def read_project_along(
     TILES_C: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     TILES_O: tl.constexpr = (OUT + BLOCK_O - 1) // BLOCK_O
     T: tl.constexpr = query.dtype.element_ty
-    SCARCE: tl.constexpr = BLOCK_K > 32 or query.dtype.element_ty.primitive_bitwidth > 16
-    ROLLED: tl.constexpr = BLOCK_K > 128 and query.dtype.element_ty.primitive_bitwidth == 16
+    SCARCE: tl.constexpr = BLOCK_K > 32 or T.primitive_bitwidth > 16
+    ROLLED: tl.constexpr = BLOCK_K > 128 and T.primitive_bitwidth == 16
     if shares is not None:
         share_m = shares + program.to(tl.int64) * (K * (C + 2 * OUT))
         share_p_1 = share_m + K * C
@@ -94,7 +94,7 @@ def read_project_along(
         at_k, step_k = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
         at_o, step_o = run_offsets(image, first, OUT, pixels, CHANNELS_LAST, BLOCK_N)
 
-        x_x, x_v, s, v_m, q_vm = look_along(
+        x_x, x_v, s, s_1 = look_along(
             query,
             gg_query,
             memory,
@@ -112,7 +112,7 @@ def read_project_along(
         r, curved = inverse_norm(x_x)
         bend = tl.where(curved, x_v * r, 0.0)
         s *= r[:, None]
-        s_1 = r[:, None] * (v_m - bend[:, None] * s + q_vm)
+        s_1 = r[:, None] * (s_1 - bend[:, None] * s)
         a = attention_of(s, gumbel, at_k, step_k, inside, K)
         a_1 = a * (s_1 - tl.sum(a * s_1, 1)[:, None])
 
@@ -132,7 +132,7 @@ def read_project_along(
                     q, q_1 = normalised_along(x, gg_query, at, step, inside, c, C, r, bend)
                     w = cast(load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
                     y = dot(cast(q_1, T), tl.trans(w), y)
-                    if gg_weight is not None:
+                    if gg_weight is not None and apart(SCARCE):
                         gg_w = cast(load_rows(gg_weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C), T)
                         y = dot(cast(q, T), tl.trans(gg_w), y)
                 store_channels(gg_projected, at_o, step_o, inside, o, OUT, y)

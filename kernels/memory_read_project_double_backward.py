@@ -3,7 +3,8 @@
 The derivative of the forward and the backward pass along ``(v, V, Y)`` = (gg_query, gg_memory,
 gg_weight), with the cotangents of the forward held still; a name with _1 is such a derivative.
 Per pixel, for elements of ``e`` bytes: reads ``(2C + O + K) e`` and writes ``(C + O + K) e``.
-Launches: P and its derivative, the pixels, the sum of the shares, and from dP to dM and dW_c: 4.
+Launches: P and its derivative, the pixels, the sum of the shares, and from dP to dM and dW_c: 4,
+with more than 128 slots in float32 7.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pinmem.kernels.maps import (
 from pinmem.kernels.memory_read_double_backward import memory_read_double_backward
 from pinmem.kernels.memory_read_project_along import read_project_along
 from pinmem.kernels.projection import finish_gradients, project_slots
-from pinmem.kernels.reading_config import config_of, roles_of
+from pinmem.kernels.reading_config import config_of, launches_of
 from pinmem.kernels.weight_shares import chunked_shares, tile_config
 from torch import Tensor
 
@@ -57,17 +58,19 @@ def _second(
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
     ROLES: tl.constexpr,
+    ROLE: tl.constexpr,
     PARTS: tl.constexpr,
     TILE_O: tl.constexpr,
     TILE_C: tl.constexpr,
 ):
-    """The walk over the pixels, by two ``ROLES`` side by side: no program has room for it all.
+    """The walk over the pixels, by ``ROLES`` side by side: no program has room for it all.
 
-    They are the forward's derivative with dW, and the rest, which three share once more: the
-    query's gradient, and the other sums; of these four part dP and its derivative from dM. What one
-    of them fetches the others find in the L2.
+    Of two the first has the forward's derivative with dW, the other the rest. Of three the last has
+    the sums (dM, dP and its derivative), of four the third dP and the fourth dM. What one of them
+    fetches the others find in the L2. Or this launch does ``ROLE`` alone.
     """
-    role, program = tl.program_id(0) % ROLES, tl.program_id(0) // ROLES
+    role = tl.program_id(0) % ROLES if ROLE is None else ROLE
+    program = tl.program_id(0) // ROLES if ROLE is None else tl.program_id(0)
     for one in tl.static_range(ROLES):
         if role == one:
             read_project_along(
@@ -106,7 +109,8 @@ def memory_read_project_double_backward(
         # Nothing came through the projection: what is left is reading the scores.
         results = (*forward, None, None, None)
         tile = tile_config(query)
-        launch(_second, sizes[2], *inputs, *results, *sizes, 1, **config, **tile, ROLES=1)
+        config |= {**tile, "ROLES": 1, "ROLE": 0}
+        launch(_second, sizes[2], *inputs, *results, *sizes, 1, **config)
         _, _, grad_query, grad_memory = memory_read_double_backward(
             gg_query, gg_memory, None, grad_scores, query, memory, gumbel
         )
@@ -118,14 +122,12 @@ def memory_read_project_double_backward(
     grad_weight = torch.zeros_like(weight) if moving is None else torch.empty_like(weight)
     tile, numel = tile_config(query, moving), slots * (channels + 2 * outputs)
     steps, programs, shares, weight_share = chunked_shares(sizes[2], numel, tile, query, moving)
-    results, roles = (
-        (*forward, grad_query, shares, weight_share),
-        roles_of("project second", query, memory),
-    )
-    launch(
-        _second, programs * roles, *inputs, *results, *sizes, steps, **config, **tile,
-        ROLES=roles,
-    )  # fmt: skip
+    results = (*forward, grad_query, shares, weight_share)
+    for side, roles in launches_of("project second", query, memory):
+        launch(
+            _second, programs * side, *inputs, *results, *sizes, steps,
+            **config, **tile, **roles,
+        )  # fmt: skip
     finish_gradients(
         shares, weight_share, memory, weight, grad_memory, grad_weight, gg_memory, gg_weight
     )

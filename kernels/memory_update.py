@@ -1,7 +1,7 @@
 """Triton kernels for :func:`pinmem.ops.memory_update` (docs/math.md 4).
 
 The matrices are small and what they cost is launches: one program each way, one launch each. A
-program walks over blocks of slots i; for each it holds rows [slots i, all slots j] of the
+program walks over blocks of slots i; for each it holds rows [slots i, slots j] of the
 similarities and the logits. Bytes, elements of ``e`` bytes: forward reads ``5 K C e`` and writes
 ``K C e``, backward reads ``9 K C e`` and writes ``3 K C e``; repeated reads find a cache.
 """

@@ -94,8 +94,9 @@ def build(case: CompileCase, target: Target) -> Report:
 
 def report(case: CompileCase, target: str) -> dict[str, Any]:
     """A row of a table: the case's name and its report, or why it ``failed``."""
-    row: dict[str, Any] = {"kernel": case.name, "target": target, "warps": case.num_warps}
-    row["typical"] = case.typical
+    hip = TARGETS[target].gpu.backend == "hip"
+    warps = compiler_options(case.num_warps, case.num_stages, case.maxnreg, hip)["num_warps"]
+    row = {"kernel": case.name, "target": target, "warps": warps, "typical": case.typical}
     try:
         return row | build(case, TARGETS[target])._asdict()
     except Exception as error:

@@ -21,13 +21,12 @@ SHARE_BYTES = 12 << 20
 _FEW = 24
 
 
-def share_out(blocks: int, numel: int, most: int = MOST_SHARES) -> tuple[int, int]:
+def share_out(blocks: int, size: int, most: int = MOST_SHARES) -> tuple[int, int]:
     """How many blocks in a row each program takes, and how many programs there are.
 
-    Each keeps a share of ``numel`` elements. No blocks still make one program, so that the sums
-    are written: as zeros.
+    Each keeps a share of ``size`` bytes. No blocks still make one program, so that the sums are
+    written: as zeros.
     """
-    size = 4 * numel
     most = max(1, min(most, max(SHARE_BYTES // size, min(_FEW, 4 * SHARE_BYTES // size))))
     steps = max(1, triton.cdiv(blocks, most))
     return steps, max(1, triton.cdiv(blocks, steps))
@@ -38,8 +37,9 @@ def new_shares(blocks: int, numel: int, like: Tensor) -> tuple[int, int, Tensor]
 
     They are of the accumulation type of ``like``.
     """
-    steps, programs = share_out(blocks, numel)
-    return steps, programs, like.new_empty((programs, numel), dtype=accumulator(like.dtype))
+    kind = accumulator(like.dtype)
+    steps, programs = share_out(blocks, numel * kind.itemsize)
+    return steps, programs, like.new_empty((programs, numel), dtype=kind)
 
 
 @triton.jit

@@ -214,8 +214,8 @@ def finish_gradients(
 ) -> None:
     """Add up the shares and fill the gradients asked for; two launches.
 
-    ``shares`` are the pixels' (see :func:`pull_back`), ``weight_share`` those of
-    :func:`weight_shares`; without them the query's half of ``grad_weight`` stays as it is.
+    ``shares`` are the pixels' (see :func:`pull_back`), ``weight_share`` those of dW's half of the
+    query (:mod:`pinmem.kernels.weight_shares`); without them that half stays as it is.
     """
     sums = shares.new_empty(shares.shape[1])
     half = None if weight_share is None else grad_weight[:, : memory.shape[1]]

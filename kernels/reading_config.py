@@ -25,16 +25,17 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
             (32, 32, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "second": (
-            (32, 32, 0, 8, 1, 255), (32, 32, 0, 8, 1), (16, 32, 0, 4, 1, 255), (16, 32, 0, 8, 1),
+            (32, 32, 0, 8, 3, 255), (32, 32, 0, 8, 1, 255),
+            (16, 32, 0, 4, 1, 255), (16, 32, 0, 8, 1),
         ),
         "project": (
             (64, 64, 256, 8, 3), (64, 64, 256, 8, 1), (32, 64, 128, 8, 1), (16, 64, 64, 8, 1),
         ),
         "project backward": (
-            (64, 32, 32, 8, 1), (64, 32, 64, 8, 1), (32, 64, 32, 8, 1), (32, 16, 16, 8, 1),
+            (64, 32, 32, 8, 3), (64, 32, 64, 8, 1), (32, 64, 32, 8, 1), (32, 16, 16, 8, 1),
         ),
         "project second": (
-            (64, 32, 16, 8, 1), (32, 16, 16, 8, 1), (32, 16, 16, 8, 1), (16, 32, 16, 8, 1),
+            (64, 32, 16, 8, 3), (32, 16, 16, 8, 1), (32, 16, 16, 8, 1), (16, 32, 16, 8, 1),
         ),
     },
     4: {
@@ -46,7 +47,7 @@ _TABLE: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
             (16, 16, 0, 8, 1, 255), (16, 16, 0, 8, 1, 255),
         ),
         "second": (
-            (16, 32, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
+            (16, 32, 0, 8, 1, 255), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1), (16, 16, 0, 8, 1),
         ),
         "project": (
             (64, 16, 128, 8, 1), (16, 16, 32, 4, 1), (16, 16, 32, 8, 1), (16, 16, 32, 8, 1),
@@ -89,6 +90,15 @@ def roles_of(kind: str, query: Tensor, memory: Tensor) -> int:
     if kind == "project second":
         return 4 if wide or slots > 128 else 3 if slots > 32 else 2
     return {"second": 3, "project backward": 2}[kind] if wide or slots > 32 else 1
+
+
+def launches_of(kind: str, query: Tensor, memory: Tensor) -> list[tuple[int, dict[str, Any]]]:
+    """The launches of a second-order pass: programs on the same pixels, and their constants."""
+    roles = roles_of(kind, query, memory)
+    if query.element_size() == 4 and memory.shape[0] > 128:
+        # In one kernel what they have in common would take registers that each of them needs.
+        return [(1, {"ROLES": roles, "ROLE": role}) for role in range(roles)]
+    return [(roles, {"ROLES": roles, "ROLE": None})]
 
 
 def config_of(

@@ -1,6 +1,6 @@
 """What the kernels of :func:`pinmem.ops.memory_update` share: moving the slots, block sizes.
 
-A program holds rows of ``[slots i, all slots j]``. Everything is done in the accumulation type:
+A program holds rows of ``[slots i, slots j]``. Everything is done in the accumulation type:
 the matrices are small, and the pairs of slots are compared exactly.
 """
 
@@ -255,7 +255,10 @@ def pairs(row, column, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 def slot_config(memory: Tensor, momentum: float) -> dict[str, Any]:
-    """Compile-time arguments; a block of rows holds at most 2048 pairs of slots."""
+    """Compile-time arguments (the momentum too: as an argument it would be rounded to float32).
+
+    A block of rows holds at most 4096 pairs of slots, in float64 2048.
+    """
     slots, channels = memory.shape
     block = padded(slots)
     rows, columns = 32 if block <= 32 else 16, 32

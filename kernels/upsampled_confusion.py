@@ -1,8 +1,9 @@
 """Triton kernels for :func:`pinmem.ops.upsampled_confusion` (docs/math.md 5).
 
-A program owns a tile of 32x32 output pixels, a lane a column, and walks down its rows. Labels and
-predictions mostly stay the same from a pixel to the next, so a lane counts the pixels of a run
-and adds the run where it ends: few atomic additions, of integers, in which order does not matter.
+A program owns a tile of at most 32x32 output pixels, a lane a column, and walks down its rows.
+Labels and predictions mostly stay the same from a pixel to the next, so a lane counts the pixels of
+a run and adds the run where it ends: few atomic additions, of integers, in which order does not
+matter.
 They go to several copies of the counts, which keeps programs out of each other's way.
 """
 

@@ -96,7 +96,7 @@ def _run(
         masses.numel(),
         ignore_index,
         **common,
-        TEMPERATURE=temperature,
+        TEMPERATURE=temperature,  # as an argument it would be rounded to float32
         STEPS=cut.x.steps,
         LANES_X=lanes,
         BLOCK_K=block_k,

@@ -1,11 +1,11 @@
 """The visit to the pixels behind :mod:`pinmem.kernels.upsampled_cross_entropy`, and its finish.
 
-A program owns a tile of 32x32 output pixels, a lane a column. Walking down, it holds the two rows
-of corners around its pixels, already interpolated to its columns, and the gradient to both: every
-pixel is visited once, for value and gradient. A finished row of gradients is folded onto the
-corners by moving columns between lanes. Corners whose pixels all lie in one tile go straight to
-the result; the others leave a share in ``edges`` [tiles, window, K, window] (or classes last),
-and the finish adds the shares of a corner in the order of its tiles.
+A program owns a tile of at most 32x32 output pixels, a lane a column. Walking down, it holds the
+two rows of corners around its pixels, already interpolated to its columns, and the gradient to
+both: every pixel is visited once, for value and gradient. A finished row of gradients is folded
+onto the corners by moving columns between lanes. Corners whose pixels all lie in one tile go
+straight to the result; the others leave a share in ``edges`` [tiles, window, K, window] (or classes
+last), and the finish adds the shares of a corner in the order of its tiles.
 """
 
 from __future__ import annotations

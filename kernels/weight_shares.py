@@ -90,9 +90,8 @@ def tile_config(query: Tensor, weight: Tensor | None = None) -> dict[str, int]:
     if weight is None:
         return {"PARTS": 1, "TILE_O": 16, "TILE_C": 16}
     outputs, channels = weight.shape[0], query.shape[1]
-    most_o, most_c = {2: (32, 256), 4: (32, 256), 8: (32, 32)}[query.element_size()]
-    if channels > 1024:
-        most_o = 16  # the sums over all their tiles take registers too
+    most_c = 32 if query.element_size() == 8 else 256
+    most_o = 16 if channels > 1024 else 32  # the sums over all their tiles take registers too
     tile_o, tile_c = min(padded(outputs), most_o), min(padded(channels), most_c)
     parts = triton.cdiv(outputs, tile_o) * triton.cdiv(channels, tile_c)
     return {"PARTS": parts, "TILE_O": tile_o, "TILE_C": tile_c}
@@ -108,8 +107,9 @@ def chunked_shares(
     """
     parts, half = tile["PARTS"], 0 if weight is None else weight.numel() // 2
     turns = triton.cdiv(blocks, parts)
-    steps, chunks = share_out(turns, parts * numel + half, max(1, MOST_SHARES // parts))
     kind = accumulator(like.dtype)
+    size = (parts * numel + half) * kind.itemsize
+    steps, chunks = share_out(turns, size, max(1, MOST_SHARES // parts))
     shares = like.new_empty((chunks * parts, numel), dtype=kind)
     return (
         steps,

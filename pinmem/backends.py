@@ -28,7 +28,11 @@ DTYPES = {
     "cuda": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
 
-# What ``auto`` tries on a GPU, in order, where an op has no entry of its own below.
+# Slots or classes that the kernels of a GPU have room for in registers.
+MOST_CLASSES = 256
+
+# What ``auto`` tries on a GPU, in order, where an op has no entry of its own below. Nothing is
+# timed yet: Triton is first because it runs on every GPU that torch does.
 GPU_ORDER = ("triton", "cuda")
 # Exceptions, each with the measurement behind it (docs/performance.md).
 GPU_ORDER_OF: dict[str, tuple[str, ...]] = {}
@@ -131,8 +135,11 @@ def triton_interpreted() -> bool:
 
 
 @functools.cache
-def unsupported(name: str, op: str, device: str, dtype: torch.dtype) -> str:
-    """Why a backend cannot run an op on tensors of this device and dtype; empty where it can."""
+def unsupported(name: str, op: str, device: str, dtype: torch.dtype, many: bool = False) -> str:
+    """Why a backend cannot run an op on tensors of this device and dtype; empty where it can.
+
+    ``many``: of more than ``MOST_CLASSES`` slots or classes.
+    """
     reason = unavailable(name)
     if reason:
         return reason
@@ -142,6 +149,8 @@ def unsupported(name: str, op: str, device: str, dtype: torch.dtype) -> str:
         return f"it takes {', '.join(_short(d) for d in DTYPES[name])}, got {_short(dtype)}"
     if name != "reference" and device not in _devices(name):
         return f"it takes tensors on {' or '.join(_devices(name))}, got {device}"
+    if many and name in GPU_ORDER:
+        return f"it takes at most {MOST_CLASSES} slots or classes, got more"
     return ""
 
 
@@ -151,19 +160,20 @@ def _devices(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def select(op: str, tensor: torch.Tensor) -> str:
-    """The backend that serves ``op`` for this tensor under the current choice.
+def select(op: str, tensor: torch.Tensor, classes: int) -> str:
+    """The backend that serves ``op`` for this tensor and so many slots or classes, as chosen now.
 
     Raises:
-        BackendError: the backend chosen by name cannot serve this tensor.
+        BackendError: the backend chosen by name cannot serve them.
     """
-    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype)
+    many = classes > MOST_CLASSES
+    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, many)
 
 
-def _resolve(choice: str, op: str, device: str, dtype: torch.dtype) -> str:
+def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, many: bool) -> str:
     if choice == "auto":
-        return candidates(op, device, dtype)[0]
-    reason = unsupported(choice, op, device, dtype)
+        return candidates(op, device, dtype, many)[0]
+    reason = unsupported(choice, op, device, dtype, many)
     if reason:
         raise BackendError(f"{op}: backend {choice!r} cannot serve: {reason}")
     return choice
@@ -174,10 +184,13 @@ _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def candidates(op: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """What ``auto`` may take for this op, device and dtype, best first; never empty."""
+def candidates(op: str, device: str, dtype: torch.dtype, many: bool = False) -> tuple[str, ...]:
+    """What ``auto`` may take for this op, device and dtype, best first; never empty.
+
+    ``many``: for more than ``MOST_CLASSES`` slots or classes.
+    """
     order = GPU_ORDER_OF.get(op, GPU_ORDER) if device == "cuda" else ("cpu",)
-    able = [name for name in order if not unsupported(name, op, device, dtype)]
+    able = [name for name in order if not unsupported(name, op, device, dtype, many)]
     return (*able, "reference")
 
 

@@ -50,9 +50,11 @@ def emulated() -> Iterator[None]:
     load()
     unavailable, unsupported = backends.unavailable, backends.unsupported
 
-    def emulated_unsupported(name: str, op: str, device: str, dtype: torch.dtype) -> str:
+    def emulated_unsupported(
+        name: str, op: str, device: str, dtype: torch.dtype, many: bool = False
+    ) -> str:
         if name != "cuda":
-            return unsupported(name, op, device, dtype)
+            return unsupported(name, op, device, dtype, many)
         return "" if device == "cpu" else f"emulated kernels take tensors on cpu, got {device}"
 
     def emulated_unavailable(name: str) -> str:

@@ -70,7 +70,7 @@ WIDTHS = [
     replace(BASE, classes=k, channels=c, height=3, full_height=9)
     for k in (2, 19, 65, 150)
     for c in (32, 256, 768)
-]
+] + [replace(BASE, classes=256, channels=2048, height=3, full_height=9)]
 # Triton's interpreter takes a second where a kernel takes a microsecond.
 SMALL = [
     replace(BASE, batch=1, height=3, width=4, full_height=8, full_width=9, classes=5, channels=6),
@@ -81,6 +81,13 @@ SMALL = [
         labels="ignored", label_dtype=torch.int64, extras=False,
     ),
 ]  # fmt: skip
+# Several tiles, the last of them part empty, of slots as many as need other block sizes. One shape
+# is for every run of the tests, the others take the interpreter an hour.
+_PIXELS = replace(BASE, batch=1, height=1, width=3, full_height=3, full_width=6)
+TILED = replace(_PIXELS, classes=65, channels=40)
+TILED_ALL = [
+    replace(_PIXELS, classes=k, channels=c) for k, c in ((19, 300), (40, 72), (150, 40), (256, 40))
+]
 
 
 @dataclass

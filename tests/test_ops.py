@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,24 @@ from torch.autograd import gradcheck, gradgradcheck
 import pinmem
 from pinmem import backends, ops
 
-from .op_cases import BASE, FORMATS, SIZES, SMALL, WIDTHS, Shape, build, everything, judge
+from .op_cases import (
+    BASE,
+    FORMATS,
+    SIZES,
+    SMALL,
+    TILED,
+    TILED_ALL,
+    WIDTHS,
+    Shape,
+    build,
+    everything,
+    judge,
+)
 
 GPU_BACKENDS = ("triton", "cuda", "reference")
 SMOOTH = [op for op in ops.__all__ if op != "upsampled_confusion"]
 # More than one tile, strip or warp, and none: the emulation is faster than Triton's interpreter.
-TILED = [
+STRIPS = [
     replace(BASE, height=3, width=40, full_height=12, full_width=157),
     replace(BASE, classes=65, channels=256, height=3, full_height=9),
     replace(BASE, batch=0),
@@ -44,16 +57,22 @@ def slow(backend: str, device: str) -> bool:
 
 def shapes_for(backend: str, device: str) -> list[Shape]:
     if not slow(backend, device):
-        return [*SIZES, *WIDTHS]
-    return SMALL if backend == "triton" else [*SMALL, *TILED]
+        return [*SIZES, *WIDTHS, TILED, *TILED_ALL]
+    return [*SMALL, TILED, *TILED_ALL] if backend == "triton" else [*SMALL, *STRIPS]
 
 
 def value_cases() -> list:
     """Every type that a backend takes, at every shape."""
+
+    def marks(target: Any, shape: Shape) -> list:
+        long = slow(*target.values) and shape in TILED_ALL
+        return [*target.marks, *([pytest.mark.exhaustive] if long else [])]
+
     return [
         pytest.param(
             *target.values, shape, dtype,
-            id=f"{target.id}-{shape}-{str(dtype).removeprefix('torch.')}", marks=target.marks,
+            id=f"{target.id}-{shape}-{str(dtype).removeprefix('torch.')}",
+            marks=marks(target, shape),
         )
         for target in targets()
         for shape in shapes_for(*target.values)
@@ -254,26 +273,3 @@ def test_compile(op: str, backend: str, device: str) -> None:
                 first = (loss, *grads)
         for one, other in zip(first, (loss, *grads), strict=True):
             torch.testing.assert_close(one, other)
-
-
-def test_backends_are_chosen_and_refused() -> None:
-    assert pinmem.get_backend() == "auto"
-    with pytest.raises(ValueError, match="backend: got 'cudnn'"):
-        pinmem.set_backend("cudnn")
-    with pinmem.backend("cpu"):
-        assert pinmem.get_backend() == "cpu"
-        half = torch.zeros(1, 2, 1, 1, dtype=torch.float16)
-        with pytest.raises(pinmem.BackendError, match="memory_read: backend 'cpu' cannot serve"):
-            ops.memory_read(half, torch.zeros(1, 2))
-    assert pinmem.get_backend() == "auto"
-    # auto serves what the library does not take.
-    assert ops.memory_read(half, torch.zeros(1, 2))[0].shape == (1, 4, 1, 1)
-    if not torch.cuda.is_available():
-        with pytest.raises(pinmem.BackendError, match="no CUDA device"):
-            pinmem.set_backend("cuda")
-
-
-def test_auto_takes_the_library_on_a_cpu() -> None:
-    for op in ops.__all__:
-        assert backends.candidates(op, "cpu", torch.float32)[0] == "cpu"
-        assert backends.candidates(op, "cpu", torch.float16) == ("reference",)

@@ -40,7 +40,7 @@ def class_sums(
     if num_classes < 1:
         raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
     check_labels("labels", labels, num_classes, ignore_index, features)
-    backend = select("class_sums", features)
+    backend = select("class_sums", features, num_classes)
     if backend == "reference":
         return reference.class_sums(features, labels, num_classes, ignore_index=ignore_index)
     return _PASSES[backend].class_sums(

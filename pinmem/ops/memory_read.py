@@ -35,7 +35,7 @@ def memory_read(
         ValueError: a shape, dtype or device does not fit.
     """
     check_read(query, memory, gumbel)
-    backend = select("memory_read", query)
+    backend = select("memory_read", query, memory.shape[0])
     if backend == "reference":
         return reference.memory_read(query, memory, gumbel=gumbel)
     query = dense(query)

@@ -42,7 +42,7 @@ def memory_read_project(
             f"weight: got shape {list(weight.shape)}, expected [O >= 1, {2 * query.shape[1]}]"
         )
     check_shape("weight", weight, (weight.shape[0], 2 * query.shape[1]), query)
-    backend = select("memory_read_project", query)
+    backend = select("memory_read_project", query, memory.shape[0])
     if backend == "reference":
         return reference.memory_read_project(query, memory, weight, gumbel=gumbel)
     query = dense(query)

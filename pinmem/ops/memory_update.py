@@ -38,7 +38,7 @@ def memory_update(
         ValueError: a shape, dtype, device or the momentum does not fit.
     """
     _check(memory, sums, mass, weight, bias, momentum)
-    backend = select("memory_update", memory)
+    backend = select("memory_update", memory, memory.shape[0])
     if backend == "reference":
         return reference.memory_update(memory, sums, mass, weight, bias, momentum=momentum)
     tensors = (tensor.contiguous() for tensor in (memory, sums, mass, weight, bias))

@@ -31,7 +31,7 @@ def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 2
     check_map("logits", logits)
     check_labels("target", target, logits.shape[1], ignore_index, logits)
     logits = logits.detach()
-    backend = select("upsampled_confusion", logits)
+    backend = select("upsampled_confusion", logits, logits.shape[1])
     if backend == "reference":
         return reference.upsampled_confusion(logits, target, ignore_index=ignore_index)
     return _PASSES[backend].upsampled_confusion(dense(logits), target.contiguous(), ignore_index)

@@ -51,7 +51,7 @@ def upsampled_cross_entropy(
         check_shape("class_weight", class_weight, (num_classes,), logits)
         if class_weight.requires_grad:
             raise ValueError("class_weight: got a tensor that requires grad, expected one without")
-    backend = select("upsampled_cross_entropy", logits)
+    backend = select("upsampled_cross_entropy", logits, num_classes)
     if backend == "reference":
         return reference.upsampled_cross_entropy(
             logits,

@@ -1,0 +1,82 @@
+"""Which implementation serves an op, and up to which sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pinmem
+from pinmem import backends, ops
+
+
+def test_backends_are_chosen_and_refused() -> None:
+    assert pinmem.get_backend() == "auto"
+    with pytest.raises(ValueError, match="backend: got 'cudnn'"):
+        pinmem.set_backend("cudnn")
+    with pinmem.backend("cpu"):
+        assert pinmem.get_backend() == "cpu"
+        half = torch.zeros(1, 2, 1, 1, dtype=torch.float16)
+        with pytest.raises(pinmem.BackendError, match="memory_read: backend 'cpu' cannot serve"):
+            ops.memory_read(half, torch.zeros(1, 2))
+    assert pinmem.get_backend() == "auto"
+    # auto serves what the library does not take.
+    assert ops.memory_read(half, torch.zeros(1, 2))[0].shape == (1, 4, 1, 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(pinmem.BackendError, match="no CUDA device"):
+            pinmem.set_backend("cuda")
+
+
+def test_more_classes_than_a_gpus_kernels_take() -> None:
+    for op in ops.__all__:
+        assert backends.candidates(op, "cuda", torch.float32, many=True) == ("reference",)
+    query, memory = torch.randn(1, 4, 2, 2), torch.randn(257, 4)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    query, memory = query.to(device), memory.to(device)
+    with pinmem.backend("triton"), pytest.raises(pinmem.BackendError, match="at most 256 slots"):
+        ops.memory_read(query, memory)
+    _, scores = ops.memory_read(query, memory)
+    expected = torch.einsum("bchw,kc->bkhw", torch.nn.functional.normalize(query, dim=1), memory)
+    torch.testing.assert_close(scores, expected)
+
+
+FAR = [
+    *([] if torch.cuda.is_available() else [pytest.param("triton", "cpu", 7, id="interpreter")]),
+    *(pytest.param(b, "cuda", 2900, id=b, marks=pytest.mark.gpu) for b in ("triton", "cuda")),
+]
+
+
+@pytest.mark.parametrize("backend, device, side", FAR)
+@pytest.mark.parametrize("op", ["memory_read", "memory_read_project", "class_sums"])
+def test_far_pixels(op: str, backend: str, device: str, side: int) -> None:
+    """The last rows of a map of more than 2^31 elements are what they are alone."""
+    channels = 256
+    features = torch.randn(1, channels, side, side, dtype=torch.bfloat16, device=device)
+    features.requires_grad_()
+    parameters = {"dtype": torch.bfloat16, "device": device}
+    memory = torch.randn(19, channels, **parameters)
+    weight = torch.randn(32, 2 * channels, **parameters)
+    labels = torch.randint(0, 19, (1, side, side), dtype=torch.uint8, device=device)
+    cotangent = torch.randn(19, channels, device=device)
+
+    def last_rows(first: int) -> tuple[torch.Tensor, ...]:
+        rows = features[:, :, first:].contiguous()
+        with pinmem.backend(backend):
+            if op == "class_sums":
+                outputs = ops.class_sums(rows, labels[:, first:].contiguous(), num_classes=19)[:1]
+                cotangents = (cotangent,)
+            else:
+                arguments = (rows, memory) if op == "memory_read" else (rows, memory, weight)
+                outputs = getattr(ops, op)(*arguments)
+                cotangents = tuple(output.detach() for output in outputs)
+            (gradient,) = torch.autograd.grad(outputs, rows, cotangents)
+        maps = [output for output in outputs if output.ndim == 4]
+        return tuple(each[:, :, -2:].detach().clone() for each in (gradient, *maps))
+
+    for whole, alone in zip(last_rows(0), last_rows(side - 2), strict=True):
+        torch.testing.assert_close(whole, alone)
+
+
+def test_auto_takes_the_library_on_a_cpu() -> None:
+    for op in ops.__all__:
+        assert backends.candidates(op, "cpu", torch.float32)[0] == "cpu"
+        assert backends.candidates(op, "cpu", torch.float16) == ("reference",)
