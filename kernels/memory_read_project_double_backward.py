@@ -13,9 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from pinmem.kernels.launch import launch
-from pinmem.kernels.maps import (
-    runs_of,
-)
+from pinmem.kernels.maps import runs_of
 from pinmem.kernels.memory_read_double_backward import memory_read_double_backward
 from pinmem.kernels.memory_read_project_along import read_project_along
 from pinmem.kernels.projection import finish_gradients, project_slots
