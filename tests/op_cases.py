@@ -82,7 +82,7 @@ SMALL = [
     ),
 ]  # fmt: skip
 # Several tiles, the last of them part empty, of slots as many as need other block sizes. One shape
-# is for every run of the tests, the others take the interpreter a quarter of an hour.
+# is for every run of the tests, the others take the interpreter half an hour.
 _PIXELS = replace(BASE, batch=1, height=1, width=3, full_height=3, full_width=6)
 TILED = replace(_PIXELS, classes=65, channels=40)
 TILED_ALL = [replace(_PIXELS, classes=k, channels=c) for k, c in ((19, 300), (40, 72), (150, 40))]
