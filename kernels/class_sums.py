@@ -150,6 +150,9 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
     room = 16384 if order == 0 else 8192
     if features.dtype == torch.float32 and sums > 32:
         room = 4096  # an operand of its products is three of bfloat16
+    crowded = order == 2 and sums > 128 and features.element_size() == 2
+    if crowded:
+        room = 4096
     widest = min(256, room // sums)
     channels_last = runs_of(features).channels_last
     if channels > widest and not channels_last:
@@ -174,6 +177,7 @@ def _config(order: int, features: Tensor, labels: Tensor, num_classes: int) -> d
         # Where features are read once they are fetched two blocks ahead; 64-bit coordinates
         # leave fewer registers for it.
         "num_stages": (3 if index == tl.int32 else 2) if order == 0 and channels <= block_c else 1,
+        "maxnreg": 255 if crowded or index == tl.int64 else None,
     }
 
 

@@ -166,8 +166,10 @@ def select(op: str, tensor: torch.Tensor, classes: int) -> str:
     Raises:
         BackendError: the backend chosen by name cannot serve them.
     """
-    many = classes > MOST_CLASSES
-    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, many)
+    # A branch, so that a traced size, which need not be a number, becomes a guard.
+    if classes > MOST_CLASSES:
+        return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, True)
+    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, False)
 
 
 def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, many: bool) -> str:
