@@ -11,7 +11,8 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Each test process stays on one thread; tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: venv build test pytest lint format train sanitize packaging-check torch-check gpu-check clean
+.PHONY: venv build test pytest lint format train sanitize \
+	packaging-check torch-check headers-check gpu-check clean
 
 venv: $(VENV)/.installed
 
@@ -22,11 +23,16 @@ $(VENV)/.installed: pyproject.toml setup.py
 	MAX_JOBS=$(JOBS) $(PY) -m pip install -q -e '.[test,dev]'
 	@touch $@
 
+# Where there is an nvcc for this torch, the CUDA library has to build; 0 leaves it out.
+PINMEM_REQUIRE_CUDA ?= $(if $(shell $(PY) csrc/toolchain_cuda.py 2>/dev/null),1)
+
 # Compiles what changed, and says what it leaves out.
 build: venv
-	MAX_JOBS=$(JOBS) $(PY) setup.py -q build_ext --inplace
+	PINMEM_REQUIRE_CUDA=$(PINMEM_REQUIRE_CUDA) MAX_JOBS=$(JOBS) $(PY) setup.py -q build_ext --inplace
 
-test: build pytest lint
+# The newest headers are those that build has just compiled with.
+test: HEADERS = 2.10 2.11
+test: build headers-check pytest lint
 
 pytest: build
 	$(PYTEST) -n $(JOBS)
@@ -64,7 +70,12 @@ packaging-check:
 torch-check: build
 	JOBS=$(JOBS) tests/old_torch_check.sh $(PY)
 
-# All that a GPU is for, in ten minutes, with what is installed; SMOKE=1 rehearses it on a CPU.
+# csrc compiles and links with the headers of other torches; reads them out of their wheels.
+HEADERS ?= 2.10 2.11 newest
+headers-check: build
+	MAX_JOBS=$(JOBS) $(PY) -m tests.old_headers_check $(HEADERS)
+
+# All that a GPU is for, in nine minutes, with what is installed; SMOKE=1 rehearses it on a CPU.
 gpu-check:
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m benchmarks.gpu_check $(if $(SMOKE),--smoke)
 

@@ -1,12 +1,14 @@
 """Builds the C++ and CUDA kernels where there is a compiler; the rest is in pyproject.toml.
 
-Nothing here fails because a compiler, nvcc or torch's headers are missing: the library is left
-out, a line says so, and pinmem/_build.txt keeps it for ``python -m pinmem.info``.
+Nothing here fails because a compiler, nvcc or torch's headers are missing, or because nvcc cannot
+make the CUDA library: the library is left out, a line says so, and pinmem/_build.txt keeps it for
+``python -m pinmem.info``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,9 +23,11 @@ import toolchain_cuda  # noqa: E402
 
 # The C++ library for `make sanitize`; a GPU's code has tools of its own.
 SANITIZE = os.environ.get("PINMEM_SANITIZE") == "1"
+# The CUDA library is built, or the build fails.
+REQUIRE_CUDA = os.environ.get("PINMEM_REQUIRE_CUDA") == "1"
 INSTEAD = {
     "_cpu.so": "plain PyTorch serves CPUs",
-    "_cuda.so": "Triton serves GPUs",
+    "_cuda.so": "Triton and plain PyTorch serve GPUs",
 }
 
 
@@ -39,13 +43,16 @@ class BuildKernels(build_ext):
             library = package / self.get_ext_filename(extension.name.rpartition(".")[2])
             try:
                 self._build(library)
-            except toolchain.LeftOut as reason:
+            except (toolchain.LeftOut, toolchain.BuildFailed) as error:
+                failed = isinstance(error, toolchain.BuildFailed)
+                cuda = library.name == "_cuda.so"
+                if REQUIRE_CUDA if cuda else failed:
+                    raise SystemExit(f"pinmem: {library.name} does not build:\n{error}") from None
                 # A library of an earlier build would not fit the Python code beside it.
                 library.unlink(missing_ok=True)
+                reason = f"{error.brief()} (PINMEM_REQUIRE_CUDA=1 shows all)" if failed else error
                 left_out.append(f"{library.name}: {reason}; {INSTEAD[library.name]}")
                 self.extensions.remove(extension)
-            except toolchain.BuildFailed as error:
-                raise SystemExit(f"pinmem: {library.name} does not build:\n{error}") from None
         for line in left_out:
             print(f"pinmem: left out {line}", file=sys.stderr)
         (package / "_build.txt").write_text("".join(f"{line}\n" for line in left_out))
@@ -61,27 +68,47 @@ class BuildKernels(build_ext):
 
 
 def build_requirements() -> list[str]:
-    """torch, where its headers are nowhere and could be used; otherwise nothing.
+    """What is nowhere and could be used: torch for its headers, nvcc where the extra is asked for.
 
     Only for an isolated build, whose front end asks first: elsewhere setuptools would try to
     install it by itself.
     """
-    if "setuptools.build_meta" not in sys.modules or toolchain.find_torch() is not None:
+    if "setuptools.build_meta" not in sys.modules:
         return []
     try:
         toolchain.need_compiler()
     except toolchain.LeftOut:
         return []
-    return ["torch>=" + ".".join(map(str, toolchain.OLDEST_TORCH))]
+    torch = toolchain.find_torch()
+    needed = [] if torch else ["torch>=" + ".".join(map(str, toolchain.OLDEST_TORCH))]
+    if "cuda" in asked_extras():
+        needed += toolchain_cuda.missing_nvcc(torch.cuda if torch else toolchain_cuda.PACKAGED_CUDA)
+    return needed
+
+
+def asked_extras() -> set[str]:
+    """The extras in the command that runs this build, such as ``pip install -e '.[cuda]'``.
+
+    A build is told nothing of them, and runs before their packages are there. Where they come from
+    elsewhere, a file of requirements say, installing once more finds the nvcc that they brought.
+    """
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace")
+    except OSError:
+        return set()
+    lists = re.findall(r"\[([\w\s,.-]+)\]", command)
+    return {extra.strip() for names in lists for extra in names.split(",")}
 
 
 libraries = [Extension("pinmem._cpu", [])]
 if not SANITIZE and toolchain.sources(toolchain_cuda.CUDA, "*.cu"):
     libraries.append(Extension("pinmem._cuda", []))
 
+kernels = ["pinmem.kernels", *(f"pinmem.kernels.{name}" for name in find_packages("kernels"))]
+
 setup(
     license="BSD-3-Clause",
-    packages=[*find_packages(include=["pinmem", "pinmem.*"]), "pinmem.kernels"],
+    packages=[*find_packages(include=["pinmem", "pinmem.*"]), *kernels],
     package_dir={"pinmem.kernels": "kernels"},
     package_data={"pinmem": ["py.typed"]},
     ext_modules=libraries,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import runner, table
+from benchmarks import report, runner, table
 from benchmarks.case import FILES
 from benchmarks.plan import Plan
 
@@ -38,11 +37,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         " gfx942) and print registers, spills, shared memory and occupancy; with --smoke only what"
         " training meets",
     )
-    parser.add_argument(
-        "--floors",
-        action="store_true",
-        help="count bytes and operations of every pass, and put the floors into the documentation",
-    )
     args = parser.parse_args(arguments)
     args.ops = args.ops.split(",") if args.ops else list(FILES)
     unknown = [name for name in args.ops if name not in FILES]
@@ -57,27 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; 1 where an implementation of ours was refused."""
     args = parse(arguments)
     if args.report is not None:
-        from benchmarks import report
-
         report.write(args.report)
         return 0
     if args.compile_report is not None:
         from benchmarks import compile_report
 
         return compile_report.main(args.compile_report, args.ops, args.json, args.smoke)
-    if args.floors:
-        from benchmarks import floors
-
-        floors.write()
-        return 0
     plan = Plan.of(args.device, args.smoke, args.channels_last)
     changes = {"seconds": args.seconds, "threads": args.threads}
     plan = replace(plan, **{name: value for name, value in changes.items() if value is not None})
 
     def save(results: dict[str, Any]) -> None:
         if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            report.save(args.json, results)
 
     results = runner.run(plan, args.ops, args.budget, save)
     print(table.text(results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -41,6 +42,8 @@ class Case(Protocol):
     dtype: torch.dtype
     moved: int | None
     operations: int | None
+    # That a call trains on; none where it is an op.
+    images: int | None
     ours: tuple[str, ...]
     baselines: tuple[str, ...]
     left_out: dict[str, str]
@@ -74,15 +77,16 @@ class OpCase:
 
     ``OURS`` is the public function, ``EAGER`` the plain one, and ``make(size, dtype, source,
     variant)`` returns the :class:`Inputs`; ``moved(size, itemsize, what, variant)`` is the least
-    traffic in bytes and ``operations(size, what, variant)`` the arithmetic, an addition or
-    multiplication counting one. Optional: ``PASSES``, ``VARIANTS``, ``MORE`` (further baselines),
-    ``KINKED`` (its gradients jump: ours are held to plain PyTorch's in float64).
+    bytes to move and ``operations(size, what, variant)`` the arithmetic, an addition or
+    multiplication counting one: the floor of a row. Optional: ``PASSES``, ``VARIANTS``, ``MORE``
+    (further baselines), ``KINKED`` (its gradients jump: ours are held to plain PyTorch's in
+    float64).
     """
 
     def __init__(
         self, file: ModuleType, plan: Plan, size: Size, dtype: torch.dtype, what: str, variant: str
     ) -> None:
-        self.keeps_state = False
+        self.keeps_state, self.images = False, None
         self.file, self.plan, self.image_size = file, plan, size
         self.op = file.__name__.rpartition(".")[2]
         self.dtype, self.what, self.variant, self.size = dtype, what, variant, str(size)
@@ -212,22 +216,30 @@ def _smooth(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [output for output in outputs if output.requires_grad]
 
 
+def importable(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The files that can be used here, and why the others cannot: a step needs torchvision."""
+    able, left_out = [], {}
+    for name in names:
+        try:
+            importlib.import_module(f"benchmarks.{name}")
+        except ImportError as error:
+            left_out[name] = str(error)
+            continue
+        able.append(name)
+    return able, left_out
+
+
 def cases(plan: Plan, names: Sequence[str] = FILES) -> Iterator[Case]:
     """All rows, those of most interest first: a run that ends early has them."""
-    rows: list[tuple[tuple[int, ...], Case]] = []
+    rows: list[tuple[tuple[bool, int, int], Case]] = []
     for place, name in enumerate(names):
         file = importlib.import_module(f"benchmarks.{name}")
-        for combination, dtype, size in _combinations(plan):
+        for combination, (dtype, size) in enumerate(product(plan.dtypes, plan.sizes)):
             for case in _cases_of(file, plan, size, dtype):
-                rank = (combination, case.what != BACKWARD, place)
-                rows.append((tuple(map(int, rank)), case))
+                rank = (case.what in (FORWARD, SECOND), combination, place)
+                rows.append((rank, case))
     rows.sort(key=lambda row: row[0])
     yield from (case for _, case in rows)
-
-
-def _combinations(plan: Plan) -> Iterator[tuple[int, torch.dtype, Size]]:
-    pairs = [(dtype, size) for dtype in plan.dtypes for size in plan.sizes]
-    yield from ((i, dtype, size) for i, (dtype, size) in enumerate(pairs))
 
 
 def _cases_of(file: ModuleType, plan: Plan, size: Size, dtype: torch.dtype) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured: copying, multiplying, and calling an op at all."""
+"""What the machine can do at most, measured: copying and multiplying."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-import pinmem
 from benchmarks.plan import Plan
 from benchmarks.timing import seconds_on_cpu, seconds_on_cuda
-from pinmem import ops
 from pinmem.info import versions
 
 
@@ -78,70 +76,3 @@ def _samples(sample: Callable[[], float], most: int, seconds: float) -> Iterator
         if i >= 3 and time.monotonic() > until:
             return
         yield sample()
-
-
-def dispatch(plan: Plan) -> dict[str, dict[str, float]]:
-    """Microseconds of host time that a call costs however small its inputs are.
-
-    Name -> forward and forward with backward, beside ``x * w`` for comparison.
-    """
-    if plan.smoke:
-        number, samples = 2, 3
-    else:
-        number, samples = 100, 20
-    found = {}
-    for name, function, leaves in _tiny(plan):
-        with torch.no_grad():
-            forward = _microseconds(plan, lambda f=function, x=leaves: f(*x), number, samples)
-        both = None
-        if name != "upsampled_confusion":
-            for leaf in leaves:
-                leaf.requires_grad_()
-            both = _microseconds(plan, lambda f=function, x=leaves: _both(f, x), number, samples)
-        found[name] = {"forward": forward, "forward + backward": both}
-    return found
-
-
-def _tiny(plan: Plan) -> list[tuple[str, Callable[..., Any], list[torch.Tensor]]]:
-    def of(*shape: int) -> torch.Tensor:
-        return torch.ones(shape, device=plan.device)
-
-    def maps() -> torch.Tensor:
-        return of(1, 4, 1, 1)
-
-    labels = torch.zeros((1, 1, 1), dtype=torch.uint8, device=plan.device)
-    return [
-        ("x * w", torch.mul, [maps(), maps()]),
-        ("memory_read", ops.memory_read, [maps(), of(2, 4)]),
-        ("memory_read_project", ops.memory_read_project, [maps(), of(2, 4), of(3, 8)]),
-        (
-            "upsampled_cross_entropy",
-            lambda x: ops.upsampled_cross_entropy(x, labels),
-            [maps()],
-        ),
-        ("class_sums", lambda x: ops.class_sums(x, labels, 2)[0], [maps()]),
-        (
-            "memory_update",
-            lambda *x: ops.memory_update(*x, momentum=0.8),
-            [of(2, 4), of(2, 4), of(2), of(2, 4), of(2)],
-        ),
-        ("upsampled_confusion", lambda x: ops.upsampled_confusion(x, labels), [maps()]),
-    ]
-
-
-def _both(function: Callable[..., Any], leaves: list[torch.Tensor]) -> Any:
-    outputs = function(*leaves)
-    first = outputs[0] if isinstance(outputs, tuple) else outputs
-    return torch.autograd.grad(first, leaves, torch.ones_like(first), allow_unused=True)
-
-
-def _microseconds(plan: Plan, call: Callable[[], Any], number: int, samples: int) -> float:
-    def sample() -> float:
-        seconds = seconds_on_cpu(call, number)
-        if plan.device == "cuda":
-            torch.cuda.synchronize()
-        return seconds
-
-    with pinmem.backend("auto"):
-        sample()
-        return 1e6 * median(_samples(sample, samples, 1.0))

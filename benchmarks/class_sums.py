@@ -30,6 +30,38 @@ def EAGER(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, T
     return torch.einsum("bkhw,bchw->kc", soft, q), soft.sum(dim=(0, 2, 3))
 
 
+def _scattered(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Soft labels of the small map alone: four labels a pixel, added where their class is."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    rows, columns = (
+        _taps(n, m, dtype, labels.device)
+        for n, m in zip(features.shape[2:], labels.shape[1:], strict=True)
+    )
+    # [B,h,2,w,2] to [B h w, 4]; what is no class goes to a last column.
+    taps = labels[:, rows[0][:, :, None, None], columns[0]].transpose(2, 3).reshape(-1, 4).long()
+    weights = (rows[1][:, None, :, None] * columns[1][:, None]).reshape(-1, 4)
+    weights = weights.repeat(features.shape[0], 1)
+    soft = weights.new_zeros(len(taps), num_classes + 1)
+    soft = soft.scatter_add(1, taps.clamp(max=num_classes), weights)[:, :num_classes]
+    q = F.normalize(features, dim=1).to(dtype).flatten(2)  # [B,C,hw]
+    sums = q @ soft.view(len(q), -1, num_classes)
+    return sums.sum(dim=0).T, soft.sum(dim=0)
+
+
+def _taps(n: int, m: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of ``n`` outputs over ``m`` inputs, corners aligned: the two inputs [n,2] and weights."""
+    at = torch.arange(n, device=device) * (m - 1)
+    step = max(n - 1, 1)
+    first, share = at // step, (at % step).to(dtype) / step
+    return (
+        torch.stack([first, (first + 1).clamp(max=m - 1)], dim=1),
+        torch.stack([1 - share, share], dim=1),
+    )
+
+
+MORE = {"scatter_add": _scattered}
+
+
 def make(size: Size, dtype: torch.dtype, source: Source, variant: str) -> Inputs:
     features = source.normal(size.batch, size.channels, *size.at(size.output_stride), dtype=dtype)
     return Inputs([features], {"labels": source.labels(size), "num_classes": size.classes})

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.plan import BACKWARD, SECOND, short
 from benchmarks.plan import TYPES as TYPES_OF
-from benchmarks.table import Row, fastest
+from benchmarks.table import Row, fastest, floor
 
 STEP = "one iteration"
 RELEASED = "published, anomaly mode"
@@ -135,20 +135,17 @@ def _explained(row: Row, results: dict[str, Any]) -> str:
 
 
 def _bound(row: Row, results: dict[str, Any]) -> str:
-    """Traffic and arithmetic at the measured ceilings."""
+    """Bytes or arithmetic at the measured ceilings."""
     seconds = fastest(row["results"][row["ours"][0]])
-    copy = row["moved"] / results["ceilings"]["copy"]
-    matrix = row["operations"] / results["ceilings"]["matrix"]
-    return (
-        f"{1e3 * seconds:.3g} ms, of which its arithmetic takes {1e3 * matrix:.3g} ms at the rate"
-        f" of a large matrix product and its bytes {1e3 * copy:.3g} ms at the copy bandwidth"
-    )
+    least = floor(row, results["ceilings"])
+    return f"{1e3 * seconds:.3g} ms, of which its floor takes {1e3 * least:.3g} ms"
 
 
 def _called(row: Row, results: dict[str, Any]) -> str:
     """An op so small that calling it is most of it."""
-    seconds = results["dispatch"][row["op"]][BACKWARD] / 1e6
-    mine = row["results"][row["ours"][0]]["median"]
+    backend = row["ours"][0]
+    seconds = results["dispatch"][row["op"]][backend]["ours"][BACKWARD] / 1e6
+    mine = row["results"][backend]["median"]
     return (
         f"{1e6 * mine:.0f} us, of which {1e6 * seconds:.0f} us are calling an op forward and"
         " backward at all: PyTorch's dispatcher and autograd formulas in Python, which a compiled"

@@ -1,47 +1,37 @@
-"""Everything a GPU is for, in ten minutes: ``make gpu-check``, or with ``--smoke`` its rehearsal.
+"""Everything a GPU is for, in nine minutes: ``make gpu-check``, or with ``--smoke`` its rehearsal.
 
-Builds, runs the tests that need a GPU, compute-sanitizer's four tools over the CUDA library,
-looks for synchronisations, records every op as a CUDA graph, and measures. Needs Python, torch,
-Triton, pytest and, for the CUDA library, nvcc: no network and nothing else. Where something is
-missing the step says so; what fails does not stop the rest. The figures and logs lie in ``--out``
-(``$OUT``, else build/gpu-check), the table comes last.
+Builds, asks every op on the GPU in both orders, looks for synchronisations, records CUDA graphs,
+measures, runs compute-sanitizer's four tools and ncu, and what is left of the tests. Needs Python,
+torch, Triton, pytest and, for the CUDA library, nvcc: no network. Where something is missing the
+step says so; what fails or takes too long does not stop the rest. In ``--out`` (``$OUT``, else
+build/gpu-check) gpu-check.json has every step that ended, gpu-check.log what they printed,
+benchmarks.json the figures; the table comes last.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shlex
-import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks import table
+from benchmarks import kernel_profile, report, table
+from benchmarks.gpu_steps import NAMES, PROFILING, ROOT, SANITIZING, Step, search_path, steps
 
-ROOT = Path(__file__).resolve().parent.parent
-SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-# Tests of the CUDA library that run its kernels and little else: sanitizers are slow.
-SANITIZED = "cuda-gpu and (test_same_bits_every_time or test_inputs_are_not_written)"
 # pytest's status where a selection is empty.
 NOTHING_COLLECTED = 5
-
-
-@dataclass
-class Step:
-    """A command, how long it may take, and what runs in its place where there is no GPU."""
-
-    name: str
-    command: list[str]
-    seconds: float
-    rehearsal: list[str] | None = None
-    environment: dict[str, str] = field(default_factory=dict)
-    missing: str = ""
+COUNTS = re.compile(r"(\d+)(?:/\d+)? (passed|failed|errors?|checked|tests? collected)\b")
 
 
 @dataclass
@@ -50,77 +40,9 @@ class Outcome:
 
     name: str
     verdict: str
-    seconds: float
+    seconds: float = 0
     note: str = ""
-
-
-def steps(out: Path, arch: str) -> Iterator[Step]:
-    """All of them, in order."""
-    python = sys.executable
-    install = [python, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
-    yield Step(
-        "build",
-        [*install, "-e", "."],
-        200,
-        # Nothing is changed: other tests run beside it.
-        [*install, "--dry-run", "-e", "."],
-        {"TORCH_CUDA_ARCH_LIST": arch, "MAX_JOBS": str(os.cpu_count() or 1)},
-        "" if find_spec("pip") else "pip is not installed",
-    )
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = [str(path.relative_to(ROOT)) for path in gpu_tests()]
-    workers = min(os.cpu_count() or 1, 12)
-    parallel = ["-n", str(workers)] if find_spec("xdist") else []
-    yield Step(
-        "tests",
-        [*pytest, "-m", "gpu", *parallel, *tests],
-        200,
-        [*pytest, "-m", "gpu", "--collect-only", *tests],
-    )
-    tool = shutil.which("compute-sanitizer", path=_search_path())
-    checked = [*pytest, "-m", "gpu", "-k", SANITIZED, "tests/test_ops.py"]
-    for name in SANITIZERS:
-        options = ["--tool", name, "--error-exitcode", "9", "--print-limit", "20"]
-        if name != "initcheck":
-            # initcheck has to see who wrote what; the others need our kernels alone.
-            options += ["--kernel-name", "kns=pinmem"]
-        yield Step(
-            name,
-            [tool or "compute-sanitizer", *options, *checked],
-            60,
-            # One selection for all four.
-            [*checked, "--collect-only"] if name == SANITIZERS[0] else None,
-            # Otherwise an allocation inside a larger one hides where it ends.
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            _sanitizer_missing(tool),
-        )
-    stream_check = [python, "-m", "benchmarks.stream_check", "--device"]
-    yield Step("streams", [*stream_check, "cuda"], 90, [*stream_check, "cpu"])
-    measure = [python, "-m", "benchmarks", "--json", str(out / "benchmarks.json"), "--device"]
-    yield Step(
-        "benchmarks",
-        [*measure, "cuda", "--seconds", "2", "--budget"],
-        float("inf"),
-        [*measure, "cpu", "--smoke"],
-    )
-
-
-def gpu_tests() -> list[Path]:
-    """The test files in which something carries the marker."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
-    return [path for path in files if "mark.gpu" in path.read_text()]
-
-
-def _search_path() -> str:
-    homes = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
-    places = [f"{home}/{sub}" for home in homes if home for sub in ("bin", "compute-sanitizer")]
-    return os.pathsep.join([os.environ.get("PATH", ""), *places])
-
-
-def _sanitizer_missing(tool: str | None) -> str:
-    if tool is None:
-        return "compute-sanitizer was not found"
-    return "" if (ROOT / "pinmem/_cuda.so").exists() else "pinmem/_cuda.so was not built"
+    lines: list[str] = field(default_factory=list)
 
 
 class Check:
@@ -131,100 +53,156 @@ class Check:
         self.deadline = time.monotonic() + 60 * minutes
         self.outcomes: list[Outcome] = []
 
-    def run(self) -> int:
-        """Run all steps; 1 where one failed."""
+    def run(self, only: str | None = None) -> int:
+        """Run all steps, or one; 1 where one failed."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "benchmarks.json").unlink(missing_ok=True)
-        for step in steps(self.out, self.arch):
-            # What the build makes decides what later steps need: they are made one by one.
-            outcome = self._rehearse(step) if self.smoke else self._run(step)
+        for name in ("benchmarks.json", "gpu-check.log"):
+            (self.out / name).unlink(missing_ok=True)
+        # What the build makes decides what later steps need: they are made one by one.
+        later = 0 if only else SANITIZING + PROFILING
+        for step in steps(self.out, self.arch, lambda: self._left() - later):
+            if only not in (None, step.name):
+                continue
+            if only:
+                step.seconds = self._left()
+            try:
+                outcome = self._rehearse(step) if self.smoke else self._run(step)
+            except OSError as error:
+                outcome = Outcome(step.name, "FAILED", 0, str(error))
             self.outcomes.append(outcome)
-            print(f"{outcome.verdict:<9}{outcome.name:<12}{outcome.seconds:6.1f} s  {outcome.note}")
-            sys.stdout.flush()
-        failed = any(outcome.verdict == "FAILED" for outcome in self.outcomes)
-        summary = {"smoke": self.smoke, "steps": [vars(outcome) for outcome in self.outcomes]}
-        (self.out / "gpu-check.json").write_text(json.dumps(summary, indent=1) + "\n")
+            summary = {"smoke": self.smoke, "steps": [asdict(each) for each in self.outcomes]}
+            report.save(self.out / "gpu-check.json", summary)
+            print(f"{step.name}: {outcome.verdict} after {outcome.seconds:.0f} s", flush=True)
         self._print_table()
-        return int(failed)
+        return int(any(outcome.verdict == "FAILED" for outcome in self.outcomes))
 
     def _run(self, step: Step) -> Outcome:
-        if step.missing:
-            return Outcome(step.name, "left out", 0, step.missing)
-        left = self.deadline - time.monotonic()
-        if left < 5:
-            return Outcome(step.name, "FAILED", 0, "no time was left")
-        command = step.command
-        if command[-1] == "--budget":
-            # No row begins in the last part, so that the table is always printed.
-            command = [*command, f"{max(left - 60, 1):.0f}"]
-        return self._execute(step, command, min(step.seconds, left))
+        left = self._left()
+        if step.missing or left < 5:
+            return Outcome(step.name, "left out", 0, step.missing or "no time was left")
+        return self.execute(step, step.commands, min(step.seconds, left))
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
 
     def _rehearse(self, step: Step) -> Outcome:
-        line = shlex.join(step.command)
-        assert shlex.split(line) == step.command
-        print(f"here would run: {line}")
-        if step.rehearsal is None:
-            return Outcome(step.name, "ok", 0, "rehearsed by the step before")
+        for part, command in step.commands.items():
+            self._log(f"{step.name}, {part}, on a GPU", command)
         if step.name == "build" and step.missing:
             return Outcome(step.name, "left out", 0, step.missing)
-        return self._execute(step, step.rehearsal, 600)
+        return self.execute(step, step.rehearsal, 600)
 
-    def _execute(self, step: Step, command: list[str], seconds: float) -> Outcome:
-        log = self.out / f"{step.name}.log"
+    def execute(self, step: Step, commands: dict[str, list[str]], seconds: float) -> Outcome:
+        """Run commands side by side; after so many seconds they are killed, children and all."""
         begun = time.monotonic()
         # At the module's folder, so that `benchmarks` and `pinmem` are those of this tree.
-        environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
-        with log.open("w") as file:
+        environment = {**os.environ, "PATH": search_path(), **step.environment}
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        printed: dict[str, list[str]] = {}
+        status: dict[str, int | None] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            logs = {part: Path(folder, str(i)) for i, part in enumerate(commands)}
             try:
-                status = subprocess.run(
-                    command,
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    timeout=seconds,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                status = -1
-        taken = time.monotonic() - begun
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-        last = next((line for line in reversed(lines) if line), "")[:150]
-        if status == 0:
-            return Outcome(step.name, "ok", taken, self._left_out(step) or _counts(lines))
-        if status == -1:
-            return Outcome(step.name, "FAILED", taken, f"stopped after {seconds:.0f} s: {last}")
-        why = "no test fits the selection" if status == NOTHING_COLLECTED else last
-        return Outcome(step.name, "FAILED", taken, f"status {status}, see {log}: {why}")
+                for part, command in commands.items():
+                    with logs[part].open("wb") as log:
+                        running[part] = subprocess.Popen(
+                            command,
+                            cwd=ROOT,
+                            env=environment,
+                            stdin=subprocess.DEVNULL,
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            start_new_session=True,
+                        )
+                for part, process in running.items():
+                    status[part] = _wait(process, begun + seconds - time.monotonic())
+            finally:
+                for part, process in running.items():
+                    _kill(process)
+                    printed[part] = logs[part].read_text(errors="replace").splitlines()
+                    self._log(f"{step.name}, {part}", commands[part], printed[part])
+        verdict, note = _judged(status, printed, seconds)
+        if verdict == "stopped" and step.seconds < float("inf"):
+            verdict = "FAILED"
+        if step.name == "build" and verdict == "ok":
+            note = _left_out()
+        if any("ERR_NVGPUCTRPERM" in line for line in printed.get("ncu", [])):
+            verdict, note = "left out", "only root may read the GPU's performance counters here"
+        slowest = kernel_profile.slowest(printed.get("ncu", []))
+        return Outcome(step.name, verdict, time.monotonic() - begun, note, slowest)
 
-    def _left_out(self, step: Step) -> str:
-        notes = ROOT / "pinmem/_build.txt"
-        if step.name != "build" or not notes.exists():
-            return ""
-        return "; ".join(f"left out {line}" for line in notes.read_text().splitlines())
+    def _log(self, title: str, command: list[str], lines: Sequence[str] = ()) -> None:
+        with (self.out / "gpu-check.log").open("a") as log:
+            log.write("\n".join([f"=== {title}: {shlex.join(command)}", *lines, ""]))
 
     def _print_table(self) -> None:
         file = self.out / "benchmarks.json"
         if file.exists():
             # Whatever rows there are, also where the run was stopped.
             print(table.text(json.loads(file.read_text())))
-        print("\n".join(f"{o.verdict:<9}{o.name:<12}{o.note}" for o in self.outcomes))
+        print()
+        for outcome in self.outcomes:
+            print(f"{outcome.verdict:<9}{outcome.name:<11}{outcome.seconds:4.0f} s  {outcome.note}")
+            for line in outcome.lines:
+                print(f"{'':<28}{line}")
 
 
-def _counts(lines: list[str]) -> str:
-    """pytest's last line, or a sanitizer's."""
-    marks = (" passed", "tests collected", "ERROR SUMMARY", "RACECHECK SUMMARY", " checked, ")
-    found = [line for line in lines if any(mark in line for mark in marks)]
-    return " / ".join(line.strip("= ") for line in found[-2:])[:150]
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """A process's status; None where it has not ended by then."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(max(seconds, 0))
+    return None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _judged(
+    status: dict[str, int | None], printed: dict[str, list[str]], seconds: float
+) -> tuple[str, str]:
+    """A verdict, and what pytest or a sanitizer counted, or why it is not ``ok``."""
+    wrong = []
+    for part, code in status.items():
+        if code not in (0, None, NOTHING_COLLECTED):
+            last = next((line.strip() for line in reversed(printed[part]) if line.strip()), "")
+            wrong.append(f"{part}: status {code}: {last[:100]}")
+    late = [part for part, code in status.items() if code is None]
+    counted: Counter[str] = Counter()
+    for lines in printed.values():
+        for count, what in COUNTS.findall("\n".join(lines[-5:])):
+            counted[what] += int(count)
+    note = ", ".join(f"{count} {what}" for what, count in counted.items())
+    if late:
+        note = "; ".join(filter(None, [f"stopped after {seconds:.0f} s: {', '.join(late)}", note]))
+    if wrong:
+        return "FAILED", "; ".join([*wrong[:3], note])
+    if status and all(code == NOTHING_COLLECTED for code in status.values()):
+        return "FAILED", "no test fits the selection"
+    return ("stopped" if late else "ok"), note
+
+
+def _left_out() -> str:
+    """What the build left out, and why."""
+    notes = ROOT / "pinmem/_build.txt"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return "; ".join(f"left out {line}" for line in lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="rehearse on a CPU")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it")
+    parser.add_argument("--only", choices=NAMES, help="one step, with all of the time")
+    parser.add_argument("--minutes", type=float, default=9, help="for all of it")
     default = os.environ.get("OUT") or str(ROOT / "build/gpu-check")
     parser.add_argument("--out", type=Path, default=Path(default), help="logs and figures")
     args = parser.parse_args(arguments)
+    # What runs is ended too where this program is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arch = "9.0"
     if not args.smoke:
         import torch
@@ -234,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         arch = os.environ.get("TORCH_CUDA_ARCH_LIST") or "{}.{}".format(
             *torch.cuda.get_device_capability()
         )
-    return Check(args.out.absolute(), args.smoke, args.minutes, arch).run()
+    return Check(args.out.absolute(), args.smoke, args.minutes, arch).run(args.only)
 
 
 if __name__ == "__main__":

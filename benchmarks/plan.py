@@ -44,13 +44,13 @@ class Size(NamedTuple):
 
 SIZES = {
     "cpu": (Size(4, 768, 768, 16),),
-    "cuda": (Size(8, 768, 768, 16), Size(8, 1024, 2048, 8)),
+    "cuda": (Size(8, 1024, 2048, 8), Size(8, 768, 768, 16)),
 }
 TYPES = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.bfloat16, torch.float32),
 }
-SMOKE_SIZE = Size(2, 35, 50, 16, classes=5, channels=32)
+SMOKE_SIZE = Size(2, 35, 50, 16, channels=32)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Plan:
     def of(cls, device: str, smoke: bool, channels_last: bool = False) -> Plan:
         """The plan of a full run on a device, or of its rehearsal."""
         if smoke:
-            return cls(device, True, channels_last, (SMOKE_SIZE,), (torch.bfloat16,), 2, seconds=0)
+            sizes, dtypes = (SMOKE_SIZE,), (torch.bfloat16,)
+            return cls(device, True, channels_last, sizes, dtypes, 2, seconds=0, threads=1)
         return cls(device, False, channels_last, SIZES[device], TYPES[device])
 
     @property

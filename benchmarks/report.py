@@ -7,6 +7,7 @@ Plots need matplotlib (``pip install -e .[bench]``); without it the tables come 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,14 @@ def write(files: Sequence[Path], document: Path = DOCUMENT) -> None:
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     sections = [section(file, load(file), document) for file in files]
     document.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(sections) + f"\n\n{END}{after}")
+
+
+def save(file: Path, results: dict[str, Any]) -> None:
+    """Write results as JSON; whoever is ended meanwhile leaves the file as it was."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}")
+    beside.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(beside, file)
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import pinmem
-from benchmarks import ceilings, peak_memory
-from benchmarks.case import FILES, Case, cases, title
+from benchmarks import ceilings, dispatch, peak_memory
+from benchmarks.case import FILES, Case, cases, importable, title
 from benchmarks.graphs import captured
 from benchmarks.plan import Plan, short
 from benchmarks.timing import Rotation, Timing, alternate
@@ -41,9 +41,10 @@ def run(
     results: dict[str, Any] = {"environment": ceilings.environment(plan)}
     _say(f"{results['environment']['device_name']}: ceilings")
     results["ceilings"] = ceilings.measure(plan)
-    results["dispatch"] = ceilings.dispatch(plan)
-    results["rows"], results["left_out"] = [], {}
-    names = _importable(names, results["left_out"])
+    results["dispatch"], results["left_out"] = dispatch.measure(plan)
+    names, missing = importable(names)
+    results["left_out"] |= missing
+    results["rows"] = []
     weigh = _Scales(plan, names)
     try:
         for index, case in enumerate(cases(plan, names)):
@@ -137,6 +138,7 @@ def measure(plan: Plan, case: Case, index: int, weigh: _Scales) -> dict[str, Any
         "dtype": short(case.dtype),
         "moved": case.moved,
         "operations": case.operations,
+        "images": case.images,
         "ours": list(case.ours),
         "left_out": case.left_out,
         "results": found,
@@ -156,18 +158,6 @@ def _in_graphs(plan: Plan, case: Case, names: Sequence[str], choose: Any) -> dic
             continue
         graphs[name] = Rotation(recorded)
     return alternate(graphs, choose, plan)
-
-
-def _importable(names: Sequence[str], left_out: dict[str, str]) -> list[str]:
-    able = []
-    for name in names:
-        try:
-            __import__(f"benchmarks.{name}")
-        except ImportError as error:
-            left_out[name] = _one_line(error)
-            continue
-        able.append(name)
-    return able
 
 
 def _forget(plan: Plan) -> None:

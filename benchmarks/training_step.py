@@ -2,7 +2,7 @@
 
 Two domains, one to learn from and one to test on. ``auto`` is :func:`pinmem.meta.mldg_step` as
 the trainer calls it, in channels_last; ``eager`` the same on plain PyTorch; ``published`` the
-procedure of the release (benchmarks/published.py), in its memory format, also with autograd's
+procedure of the release (benchmarks/published_step.py), in its memory format, also with autograd's
 anomaly mode, which the release leaves on. All share one optimiser, one network and the same
 images; dropout is off so that losses compare.
 """
@@ -19,7 +19,7 @@ import pinmem
 from benchmarks.case import Call, Results
 from benchmarks.inputs import Source
 from benchmarks.plan import Plan, Size
-from benchmarks.published import PublishedTrainer
+from benchmarks.published_step import PublishedTrainer
 from pinmem.meta import Batch, mldg_step
 from pinmem.models import Segmenter, build_model
 
@@ -62,11 +62,12 @@ class StepCase:
 
     def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         setting = SETTINGS[plan.device]
-        images = SMALL if plan.smoke else setting.images
-        self.plan, self.dtype, self.images = plan, dtype, images
+        self.domain = SMALL if plan.smoke else setting.images
+        self.plan, self.dtype = plan, dtype
         self.model = setting.model if not plan.smoke else SETTINGS["cpu"].model
         self.variant, self.what = self.model, "one iteration"
-        self.size = f"2 domains of {images.batch}x{images.height}x{images.width}"
+        batch, height, width = self.domain[:3]
+        self.size, self.images = f"2 domains of {batch}x{height}x{width}", 2 * batch
         self.left_out: dict[str, str] = {}
         self._done: dict[str, Results] = {}
 
@@ -79,7 +80,7 @@ class StepCase:
 
     def call(self, name: str, seed: int = 0) -> Call:
         amp = self.dtype if self.dtype.itemsize < 4 else None
-        return _Stepper(self.plan, self.model, self.images, name, torch.float32, amp, seed)
+        return _Stepper(self.plan, self.model, self.domain, name, torch.float32, amp, seed)
 
     def check(self, name: str) -> str:
         """Losses, memory and weights of one step, against the published procedure."""

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-LOGS = Path(__file__).resolve().parent.parent / "build/objects/cuda"
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / "build/objects/cuda"
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -72,8 +73,9 @@ def readable(names: list[str]) -> list[str]:
 
 def last_build() -> Iterator[Kernel]:
     """All kernels of the CUDA library that was built last."""
-    for log in sorted(LOGS.glob("*.log")):
-        if log.with_suffix(".o").exists():
+    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        log = LOGS / f"{source.stem}.log"
+        if log.exists():
             yield from kernels(log.read_text())
 
 

@@ -51,6 +51,7 @@ ISA_FLAGS = {
 }
 # What `nvcc -Xptxas -v` says of every kernel: for the log alone.
 STATISTICS = re.compile(r"ptxas info |\s+\d+ bytes stack frame")
+ERROR = re.compile(r"error|undefined reference|cannot find", re.IGNORECASE)
 
 
 class LeftOut(Exception):
@@ -58,7 +59,12 @@ class LeftOut(Exception):
 
 
 class BuildFailed(Exception):
-    """A compiler is there and refuses the code; the message is what it said."""
+    """A compiler is there and refuses the code; the message is its command and what it said."""
+
+    def brief(self) -> str:
+        """The first error in one line."""
+        command, _, said = str(self).partition("\n")
+        return first_error(said) or command
 
 
 @dataclass(frozen=True)
@@ -127,19 +133,23 @@ def run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]
     )
 
 
-def find_torch() -> Torch | None:
-    """The torch to build against: the importable one, else that of the target environment.
+def package_folders() -> list[Path]:
+    """Where packages lie: those of this process, then those of the environment to install into.
 
-    pip's build isolation hides the environment that it installs into but keeps its prefix: the
-    headers there serve, and nobody downloads gigabytes a second time.
+    pip's build isolation hides the environment that it installs into but keeps its prefix: what is
+    there serves, and nobody downloads gigabytes a second time.
     """
+    folders = [*sys.path, sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
+    if not sys.flags.no_user_site and sys.prefix == sys.base_prefix:
+        folders.append(site.getusersitepackages())
+    return [Path(folder) for folder in dict.fromkeys(folders)]
+
+
+def find_torch() -> Torch | None:
+    """The torch to build against: the importable one, else that of the target environment."""
     spec = find_spec("torch")
     places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    paths = [sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
-    if not sys.flags.no_user_site and sys.prefix == sys.base_prefix:
-        paths.append(site.getusersitepackages())
-    places += [Path(path, "torch") for path in paths]
-    for place in places:
+    for place in [*places, *(folder / "torch" for folder in package_folders())]:
         version = place / "version.py"
         if not version.exists() or not (place / "include/torch/csrc/stable/library.h").exists():
             continue
@@ -179,24 +189,30 @@ def need_compiler() -> list[str]:
             said = run([*compiler, standard, "-x", "c++", "-fsyntax-only", "-"], probe)
             if said.returncode == 0:
                 return [*compiler, standard]
-        reason = f"{compiler[0]} does not compile C++17: {first_error(said)}"
+        reason = f"{compiler[0]} does not compile C++17: {first_error(said.stderr + said.stdout)}"
     raise LeftOut(reason)
 
 
-def first_error(said: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in (said.stderr + said.stdout).splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+def first_error(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return next((line for line in lines if ERROR.search(line)), lines[0] if lines else "")
 
 
-def build_cpu(output: Path, sanitize: bool = False) -> None:
-    """csrc/cpu into one library, its kernels once for every instruction set."""
+def build_cpu(
+    output: Path, sanitize: bool = False, torch: Torch | None = None, glue: Path | None = None
+) -> None:
+    """csrc/cpu into one library, its kernels once for every instruction set.
+
+    ``glue``: a folder of its own for the objects that are compiled with torch's headers.
+    """
     compiler = need_compiler()
-    torch = need_torch()
+    torch = torch or need_torch()
     objects = ROOT / "build/objects" / ("cpu-sanitize" if sanitize else "cpu")
+    glue = glue or objects
     extra = SANITIZE if sanitize else []
     base = [*compiler, "-c", *COMMON, *extra]
     jobs = [
-        Job(objects / f"{source.stem}.o", [*base, STABLE_ABI, *torch.headers, str(source)])
+        Job(glue / f"{source.stem}.o", [*base, STABLE_ABI, *torch.headers, str(source)])
         for source in sources(CPU, "*.cpp")
     ]
     x86 = run([*compiler, "-dumpmachine"]).stdout.startswith("x86_64")
@@ -209,7 +225,7 @@ def build_cpu(output: Path, sanitize: bool = False) -> None:
     link = [*compiler, "-shared", *extra]
     if sys.platform == "linux" and not sanitize:
         link += ["-Wl,--no-undefined"]
-    make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], objects / output.name, output)
+    make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], glue / output.name, output)
 
 
 def sources(folder: Path, pattern: str) -> list[Path]:

@@ -1,10 +1,14 @@
-"""Compiles csrc/cuda: with nvcc for GPUs, and for tests with the C++ compiler (emulation/)."""
+"""Compiles csrc/cuda: with nvcc for GPUs, and for tests with the C++ compiler (emulation/).
+
+``python csrc/toolchain_cuda.py`` prints the nvcc that a build here uses, or why there is none.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from toolchain import (
@@ -13,10 +17,12 @@ from toolchain import (
     BuildFailed,
     Job,
     LeftOut,
+    Torch,
     first_error,
     make,
     need_compiler,
     need_torch,
+    package_folders,
     run,
     sources,
 )
@@ -25,42 +31,42 @@ CUDA = Path("csrc/cuda")
 # Beside every object here lies a log of what ptxas said of its kernels (csrc/ptxas.py).
 OBJECTS = ROOT / "build/objects/cuda"
 
-# Ampere, Hopper and Blackwell, as far as nvcc knows them; later ones compile the last at load time.
+# Ampere, Hopper and Blackwell, as far as nvcc knows them. Code for 8.0 runs on 8.6 and 8.9 too,
+# code for 10.0 on 10.3; others (11.0, 12.0) compile the PTX of the last when it is loaded.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
 
+# The release of the torch on the package index, and so of the extra [cuda] in pyproject.toml.
+PACKAGED_CUDA = "13.0"
 
-def build_cuda(output: Path) -> None:
+
+def build_cuda(output: Path, torch: Torch | None = None, objects: Path = OBJECTS) -> None:
     """csrc/cuda into one library."""
-    nvcc = find_nvcc()
-    torch = need_torch()
-    if torch.cuda is None:
-        raise LeftOut("torch is a build without CUDA")
-    release = re.search(r"release ([\d.]+)", run([nvcc, "--version"]).stdout)
-    toolkit = release[1] if release else "an unknown release"
-    if toolkit.split(".")[0] != torch.cuda.split(".")[0]:
-        raise LeftOut(f"nvcc is of CUDA {toolkit} and torch of CUDA {torch.cuda}")
+    torch = torch or need_torch()
+    nvcc = find_nvcc(torch.cuda)
     host = need_compiler()
     command = [nvcc, host[-1], *(["-ccbin", host[0]] if len(host) == 2 else [])]
     code = architectures(run([nvcc, "--list-gpu-arch"]).stdout.split())
     base = [*command, "-c", "-O3", *code, "-DUSE_CUDA", STABLE_ABI, "-Xptxas", "-v"]
     base += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr"]
     jobs = [
-        Job(OBJECTS / f"{source.stem}.o", [*base, *torch.headers, str(source)])
+        Job(objects / f"{source.stem}.o", [*base, *torch.headers, str(source)])
         for source in sources(CUDA, "*.cu")
     ]
     if any(job.stale() for job in jobs):
-        probe = OBJECTS / "probe.cu"
+        probe = objects / "probe.cu"
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("#include <type_traits>\n__global__ void probe() {}\n")
         said = run([*command, *code, "-c", str(probe), "-o", str(probe.with_suffix(".o"))])
         if said.returncode != 0:
-            raise LeftOut(f"nvcc does not compile: {first_error(said)}")
+            raise LeftOut(f"nvcc does not compile: {first_error(said.stderr + said.stdout)}")
     # The runtime goes in whole: it shares the device's primary context with torch's own, and
     # nobody has to have a libcudart of this release.
     link = [*command, "-shared", "-cudart", "static", "--no-device-link"]
-    link += ["-Xlinker", "--exclude-libs=ALL"]
+    link += ["-Xlinker", "--exclude-libs=ALL", "-Xlinker", "--no-undefined"]
+    # A toolkit of packages has its libraries where nvcc does not look.
+    link += [f"-L{path.parent}" for path in Path(nvcc).parent.glob("../lib/libcudart_static.a")]
     torch_libraries = [f"-L{torch.root}/lib", "-ltorch_cuda", "-ltorch_cpu"]
-    make(jobs, link, torch_libraries, OBJECTS / output.name, output)
+    make(jobs, link, torch_libraries, objects / output.name, output)
 
 
 def build_emulation(output: Path) -> None:
@@ -79,12 +85,55 @@ def build_emulation(output: Path) -> None:
     make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], objects / output.name, output)
 
 
-def find_nvcc() -> str:
+def find_nvcc(cuda: str | None) -> str:
+    """The first nvcc of the major version of ``cuda``, the release that torch is built with.
+
+    It is looked for in CUDA_HOME, or else in PATH; among the environment's packages; and, without
+    CUDA_HOME, in /usr/local/cuda.
+    """
+    if cuda is None:
+        raise LeftOut("torch is a build without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-    if nvcc is None:
-        raise LeftOut(f"nvcc was not found ({'in CUDA_HOME' if home else 'CUDA_HOME, PATH'})")
-    return nvcc
+    places = [Path(home, "bin")] if home else [Path(folder) for folder in os.get_exec_path()]
+    places += [path for folder in package_folders() for path in folder.glob("nvidia/cu*/bin")]
+    places += [] if home else [Path("/usr/local/cuda/bin")]
+    others = []
+    for place in dict.fromkeys(places):
+        nvcc = shutil.which("nvcc", path=str(place))
+        if nvcc is None:
+            continue
+        release = re.search(r"release ([\d.]+)", run([nvcc, "--version"]).stdout)
+        toolkit = release[1] if release else "an unknown release"
+        if major(toolkit) == major(cuda):
+            return nvcc
+        others.append(f", {nvcc} is of CUDA {toolkit}")
+    where = f"CUDA_HOME={home}" if home else "PATH, /usr/local/cuda"
+    wanted = "-e '.[cuda]'" if cuda == PACKAGED_CUDA else " ".join(map(repr, packaged_nvcc(cuda)))
+    brings = f"; pip install {wanted} brings it" if wanted else ""
+    raise LeftOut(
+        f"no nvcc of CUDA {major(cuda)}, torch's, was found"
+        f" ({where}, this environment{''.join(others)}){brings}"
+    )
+
+
+def missing_nvcc(cuda: str | None) -> list[str]:
+    """The packages with nvcc that a build for this torch lacks and could have."""
+    try:
+        find_nvcc(cuda)
+    except LeftOut:
+        return packaged_nvcc(cuda)
+    return []
+
+
+def packaged_nvcc(cuda: str | None) -> list[str]:
+    # All parts by name: some releases of the toolkit leave the version of nvvm open. Before CUDA 13
+    # its packages have no nvcc.
+    able = cuda is not None and int(major(cuda)) >= 13
+    return [f"cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]=={cuda}.*"] if able else []
+
+
+def major(release: str) -> str:
+    return release.partition(".")[0]
 
 
 def architectures(known: list[str]) -> list[str]:
@@ -106,3 +155,16 @@ def architectures(known: list[str]) -> list[str]:
         codes = f"sm_{number},compute_{number}" if parts[4] else f"sm_{number}"
         flags.append(f"-gencode=arch=compute_{number},code=[{codes}]")
     return flags
+
+
+def main() -> int:
+    try:
+        print(find_nvcc(need_torch().cuda))
+    except LeftOut as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

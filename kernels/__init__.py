@@ -1,5 +1,5 @@
-"""The Triton kernels, installed as ``pinmem.kernels``.
+"""The Triton kernels, installed as ``pinmem.kernels``: a folder per op, a file per pass.
 
-A file with the name of an op is where it begins; those with longer names are its other passes, and
-the rest is what several ops share.
+What they share: how maps lie in memory and are loaded (``maps``), launches (``launch``) and sums
+over all pixels (``partials``).
 """

@@ -1,159 +1,119 @@
-"""Launching a kernel, or writing down how it would be launched (for compiling without a GPU)."""
+"""Launching a kernel, or doing all of the host's work but the launch.
+
+What a launch needs beside its tensors is a :class:`Plan`. An op makes one per shape, type and
+memory format and keeps it, so that a call costs a few look-ups and no arithmetic.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from triton.runtime.jit import JITFunction
+from torch import Tensor
 
-_TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.uint8: "u8",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
+Launch = tuple["Plan", tuple[Tensor | None, ...]]
 
 
-class CompileCase(NamedTuple):
-    """One kernel in one configuration, as its launch would specialise it.
+class _Mode:
+    """Where launches are written down instead of run, and whether they reach the GPU's driver."""
 
-    ``signature`` maps every argument to a Triton type (``"*bf16"``, ``"i32"``, ``"constexpr"``),
-    ``constexprs`` holds the values of the latter, ``aligned`` the arguments divisible by 16.
-    ``typical`` marks the configuration that training meets: what a quick check compiles. ``grid``
-    and ``arguments`` are the launch itself: what it moves can be counted from them.
-    """
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    aligned: tuple[str, ...]
-    num_warps: int
-    num_stages: int
-    maxnreg: int | None = None
-    typical: bool = False
-    grid: int = 0
-    arguments: dict[str, Any] = {}  # noqa: RUF012
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """The same for launches that compile to the same kernel."""
-        constants = tuple((name, str(value)) for name, value in self.constexprs.items())
-        signature = tuple(self.signature.items())
-        kernel = (self.kernel.__module__, self.kernel.__name__)
-        options = (self.num_warps, self.num_stages, self.maxnreg)
-        return (*kernel, signature, constants, self.aligned, *options)
-
-
-class _Recording:
-    """The cases being written down, or None when kernels really run."""
-
-    cases: list[CompileCase] | None = None
-    label = ""
-    typical = False
+    recorded: list[Launch] | None = None
+    launching = True
 
 
 @contextlib.contextmanager
-def recording(label: str, typical: bool = False) -> Iterator[list[CompileCase]]:
+def recording() -> Iterator[list[Launch]]:
     """Inside the block launches run nothing (meta tensors do); they end up in the list."""
-    cases: list[CompileCase] = []
-    _Recording.cases, _Recording.label, _Recording.typical = cases, label, typical
+    _Mode.recorded = []
     try:
-        yield cases
+        yield _Mode.recorded
     finally:
-        _Recording.cases = None
+        _Mode.recorded = None
 
 
-def launch(
-    kernel: Any,
-    grid: int,
-    *args: Any,
-    num_warps: int = 4,
-    num_stages: int = 1,
-    maxnreg: int | None = None,
-    **constexprs: Any,
-) -> None:
-    """Run ``kernel`` with ``grid`` programs on the device of its first tensor; none for grid 0.
+@contextlib.contextmanager
+def without_launching() -> Iterator[None]:
+    """Inside the block a launch does the host's work and stops before the GPU's driver."""
+    _Mode.launching = False
+    try:
+        yield
+    finally:
+        _Mode.launching = True
 
-    ``args`` come in the order of the kernel's arguments: tensors, integers, or None for an absent
-    tensor. Everything known at compile time comes by name. ``maxnreg`` is the most registers a
-    thread may have: NVIDIA's assembler then no longer spills a few for one more resident program.
+
+class Plan:
+    """A launch but for its tensors.
+
+    A kernel's arguments come in this order: tensors (or None), sizes known at run time, constants.
+
+    Args:
+        kernel: the ``triton.jit`` function.
+        grid: the number of programs; none run for 0.
+        sizes: integers, in the kernel's order.
+        warps, stages: Triton's ``num_warps`` and ``num_stages``.
+        constants: everything known at compile time, by name and in the kernel's order.
     """
-    if _Recording.cases is not None:
-        case = _case(kernel, grid, args, constexprs, num_warps, num_stages, maxnreg)
-        _Recording.cases.append(case)
-        return
-    if grid == 0:
-        return
-    tensor = next(arg for arg in args if isinstance(arg, torch.Tensor))
-    device = tensor.device
-    # Triton launches on the current device, wherever the tensors are.
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    options = compiler_options(num_warps, num_stages, maxnreg, torch.version.hip is not None)
-    with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
-        kernel[(grid,)](*args, **options, **constexprs)
+
+    def __init__(
+        self, kernel: Any, grid: int, sizes: tuple[int, ...], warps: int, stages: int = 1,
+        **constants: Any,
+    ) -> None:  # fmt: skip
+        self.kernel, self.grid, self.sizes, self.constants = kernel, grid, sizes, constants
+        self.options = {"num_warps": warps, "num_stages": stages}
+        if torch.version.hip:
+            self.constants, self.options = for_amd(self.constants, self.options)
+        self._rest = (*sizes, *self.constants.values())
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Run the kernel on the device of its first tensor."""
+        if _Mode.recorded is not None:
+            _Mode.recorded.append((self, tensors))
+            return
+        if self.grid == 0:
+            return
+        # Triton compiles pointers that are divisible by 16 on their own.
+        key = [tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors]
+        first = tensors[0]
+        assert first is not None
+        index = first.get_device()
+        compiled = self._compiled.get((index, *key)) if _Mode.launching else _do_nothing
+        if compiled is not None and (index < 0 or index == torch.cuda.current_device()):
+            compiled[self.grid, 1, 1](*tensors, *self._rest)
+            return
+        # Triton launches on the current device, wherever the tensors are.
+        with torch.cuda.device(index) if index >= 0 else contextlib.nullcontext():
+            compiled = self.kernel[(self.grid,)](*tensors, *self._rest, **self.options)
+            if getattr(compiled, "n_spills", 0) and not torch.version.hip:
+                options = self.options | ALL_REGISTERS
+                compiled = self.kernel[(self.grid,)](*tensors, *self._rest, **options)
+        self._compiled[(index, *key)] = compiled
 
 
-def compiler_options(
-    num_warps: int, num_stages: int, maxnreg: int | None, hip: bool
-) -> dict[str, Any]:
-    """Triton's options as a maker's GPUs take them; what comes in is for NVIDIA's.
+class _DoNothing:
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        return lambda *arguments: None
 
-    AMD's warps have 64 lanes instead of 32: where there are many, half of them are as many threads.
-    A pipeline of loads costs registers there, and shared memory that is a third of NVIDIA's.
+
+_do_nothing = _DoNothing()
+
+# NVIDIA's assembler spills a few registers where that makes room for one more program on a
+# multiprocessor. A kernel that spilled is compiled again with this limit, which keeps it from that.
+ALL_REGISTERS = {"maxnreg": 255}
+
+
+def for_amd(
+    constants: dict[str, Any], options: dict[str, int]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Constants and options as AMD's GPUs take them; those of a plan are for NVIDIA's.
+
+    Warps have 64 lanes instead of 32, so half of them are as many threads; a pipeline of loads does
+    not fit the shared memory, a third of NVIDIA's; and the matrix units take float32 as it is.
     """
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    if hip:
-        options |= {"num_warps": num_warps // 2 if num_warps > 4 else num_warps, "num_stages": 1}
-    elif maxnreg is not None:
-        options["maxnreg"] = maxnreg
-    return options
-
-
-def _case(
-    kernel: Any,
-    grid: int,
-    args: tuple[Any, ...],
-    constexprs: dict[str, Any],
-    num_warps: int,
-    num_stages: int,
-    maxnreg: int | None,
-) -> CompileCase:
-    if not isinstance(kernel, JITFunction):
-        raise RuntimeError("kernels compile only where TRITON_INTERPRET is not set")
-    values = dict(zip(kernel.arg_names, args, strict=False)) | constexprs
-    if set(values) != set(kernel.arg_names):
-        wrong = sorted(set(values) ^ set(kernel.arg_names))
-        raise TypeError(f"{kernel.__name__}: arguments {wrong} are missing or unknown")
-    signature, constants, aligned = {}, {}, []
-    for name in kernel.arg_names:
-        value = values[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = "*" + _TYPES[value.dtype]
-            aligned.append(name)
-        elif name in constexprs or value is None or value == 1:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                aligned.append(name)
-    name = f"{_Recording.label} {kernel.__name__}".strip()
-    return CompileCase(
-        name,
-        kernel,
-        signature,
-        constants,
-        tuple(aligned),
-        num_warps,
-        num_stages,
-        maxnreg,
-        _Recording.typical,
-        grid,
-        values,
-    )
+    warps = options["num_warps"]
+    options = {"num_warps": warps // 2 if warps > 4 else warps, "num_stages": 1}
+    if constants.get("PRECISION") == "bf16x6":
+        constants = constants | {"PRECISION": "ieee"}
+    return constants, options

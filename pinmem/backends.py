@@ -24,18 +24,24 @@ KERNEL_BACKENDS = BACKENDS[1:]
 DTYPES = {
     "reference": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
     "cpu": (torch.float64, torch.float32, torch.bfloat16),
-    "triton": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
 
-# Slots or classes that the kernels of a GPU have room for in registers.
-MOST_CLASSES = 256
+# The one implementation of every op on a GPU: Triton where matrix units do the work, CUDA where
+# labels are gathered, scattered and summed.
+ON_GPU = {
+    "memory_read": "triton",
+    "memory_read_project": "triton",
+    "upsampled_cross_entropy": "cuda",
+    "class_sums": "cuda",
+    "memory_update": "cuda",
+    "upsampled_confusion": "cuda",
+}
 
-# What ``auto`` tries on a GPU, in order, where an op has no entry of its own below. Nothing is
-# timed yet: Triton is first because it runs on every GPU that torch does.
-GPU_ORDER = ("triton", "cuda")
-# Exceptions, each with the measurement behind it (docs/performance.md).
-GPU_ORDER_OF: dict[str, tuple[str, ...]] = {}
+# The most slots or classes that a GPU's kernels have room for in registers. Beyond, plain PyTorch
+# is cuBLAS, which gains on them as classes grow.
+MOST_CLASSES = {"triton": 64, "cuda": 256}
 
 
 class BackendError(RuntimeError):
@@ -135,10 +141,10 @@ def triton_interpreted() -> bool:
 
 
 @functools.cache
-def unsupported(name: str, op: str, device: str, dtype: torch.dtype, many: bool = False) -> str:
+def unsupported(name: str, op: str, device: str, dtype: torch.dtype, classes: int = 1) -> str:
     """Why a backend cannot run an op on tensors of this device and dtype; empty where it can.
 
-    ``many``: of more than ``MOST_CLASSES`` slots or classes.
+    ``classes``: slots or classes, as many at least.
     """
     reason = unavailable(name)
     if reason:
@@ -149,8 +155,8 @@ def unsupported(name: str, op: str, device: str, dtype: torch.dtype, many: bool 
         return f"it takes {', '.join(_short(d) for d in DTYPES[name])}, got {_short(dtype)}"
     if name != "reference" and device not in _devices(name):
         return f"it takes tensors on {' or '.join(_devices(name))}, got {device}"
-    if many and name in GPU_ORDER:
-        return f"it takes at most {MOST_CLASSES} slots or classes, got more"
+    if classes > MOST_CLASSES.get(name, classes):
+        return f"it takes at most {MOST_CLASSES[name]} slots or classes, got more"
     return ""
 
 
@@ -166,16 +172,15 @@ def select(op: str, tensor: torch.Tensor, classes: int) -> str:
     Raises:
         BackendError: the backend chosen by name cannot serve them.
     """
-    # A branch, so that a traced size, which need not be a number, becomes a guard.
-    if classes > MOST_CLASSES:
-        return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, True)
-    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, False)
+    # Branches, so that a traced size, which need not be a number, becomes a guard.
+    least = 1 if classes <= 64 else 65 if classes <= 256 else 257
+    return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, least)
 
 
-def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, many: bool) -> str:
+def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, classes: int) -> str:
     if choice == "auto":
-        return candidates(op, device, dtype, many)[0]
-    reason = unsupported(choice, op, device, dtype, many)
+        return candidates(op, device, dtype, classes)[0]
+    reason = unsupported(choice, op, device, dtype, classes)
     if reason:
         raise BackendError(f"{op}: backend {choice!r} cannot serve: {reason}")
     return choice
@@ -186,22 +191,24 @@ _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def candidates(op: str, device: str, dtype: torch.dtype, many: bool = False) -> tuple[str, ...]:
+def candidates(op: str, device: str, dtype: torch.dtype, classes: int = 1) -> tuple[str, ...]:
     """What ``auto`` may take for this op, device and dtype, best first; never empty.
 
-    ``many``: for more than ``MOST_CLASSES`` slots or classes.
+    ``classes``: slots or classes, as many at least.
     """
-    order = GPU_ORDER_OF.get(op, GPU_ORDER) if device == "cuda" else ("cpu",)
-    able = [name for name in order if not unsupported(name, op, device, dtype, many)]
-    return (*able, "reference")
+    own = ON_GPU[op] if device == "cuda" else "cpu"
+    able = not unsupported(own, op, device, dtype, classes)
+    return (own, "reference") if able else ("reference",)
 
 
 def _implements(name: str, op: str) -> bool:
     if name == "reference":
         return True
-    if name == "triton":
-        return find_spec(f"pinmem.kernels.{op}") is not None
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"pinmem_{name}::{op}", name.upper())
+    if name in MOST_CLASSES and ON_GPU[op] != name:
+        return False
+    return name == "triton" or torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"pinmem_{name}::{op}", name.upper()
+    )
 
 
 def _short(dtype: torch.dtype) -> str:

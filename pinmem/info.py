@@ -74,13 +74,23 @@ def serving() -> list[str]:
     return lines
 
 
+def left_out() -> list[str]:
+    """What the build left out, why, and what brings it."""
+    notes = Path(__file__).parent / "_build.txt"
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    return [f"not built: {line}" for line in lines]
+
+
 def main() -> None:
     """Run the program."""
     for name, found in versions().items():
         print(f"{name:<16}{found}")
     print("\n".join(devices()))
     print(f"backend: {backends.get_backend()}")
-    print("\n".join(serving()))
+    lines = serving()
+    # A library that no device here asks for is not among the reasons.
+    lines += [line for line in left_out() if not any(line in reason for reason in lines)]
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from pinmem import backends
+
 GPU = torch.cuda.is_available()
 if not GPU:
     # Read when a kernel is declared: before anything imports pinmem.kernels.
@@ -27,14 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_meant(item: pytest.Item) -> bool:
-    if item.get_closest_marker("exhaustive") and os.environ.get("PINMEM_EXHAUSTIVE") != "1":
-        return False
     named = getattr(getattr(item, "callspec", None), "params", {})
-    op, backend = named.get("op"), named.get("backend", named.get("target"))
-    if item.name.startswith("test_triton_interpreter"):
-        backend = "triton"
-    folder = {"triton": "kernels/{}.py", "cuda": "csrc/cuda/{}.cu"}.get(backend)
-    return op is None or folder is None or (ROOT / folder.format(op)).exists()
+    op, backend = named.get("op"), named.get("backend")
+    return backend not in backends.MOST_CLASSES or backends.ON_GPU.get(op, backend) == backend
 
 
 @pytest.fixture(autouse=True)

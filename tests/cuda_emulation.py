@@ -51,10 +51,10 @@ def emulated() -> Iterator[None]:
     unavailable, unsupported = backends.unavailable, backends.unsupported
 
     def emulated_unsupported(
-        name: str, op: str, device: str, dtype: torch.dtype, many: bool = False
+        name: str, op: str, device: str, dtype: torch.dtype, classes: int = 1
     ) -> str:
-        if name != "cuda":
-            return unsupported(name, op, device, dtype, many)
+        if name != "cuda" or backends.ON_GPU[op] != "cuda":
+            return unsupported(name, op, device, dtype, classes)
         return "" if device == "cpu" else f"emulated kernels take tensors on cpu, got {device}"
 
     def emulated_unavailable(name: str) -> str:

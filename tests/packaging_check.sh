@@ -96,8 +96,14 @@ install "no compiler: pip install -e ." left-out -e .
 forget
 install "no compiler, no isolation" left-out --no-build-isolation -e .
 forget
-setting=(CUDA_HOME="$work")
+# A CUDA_HOME with nothing in it hides the nvcc of this machine.
+setting=(CUDA_HOME="$work" MAX_JOBS=2)
 install "no nvcc: pip install -e ." built -e .
+grep -q "_cuda.so: .* pip install -e '.\[cuda\]' brings it" "$tree/pinmem/_build.txt" || fail "no advice"
+! grep -qi 'nvidia.cuda.nvcc' "$log" || fail "nvcc was fetched unasked"
+forget
+install "no nvcc: pip install -e '.[cuda]'" built -e '.[cuda]'
+[ -e "$tree/pinmem/_cuda.so" ] || fail "no CUDA library by the nvcc of the extra"
 forget
 
 fresh_tree

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pinmem
 from benchmarks import __main__ as program
-from benchmarks import class_sums, peak_memory, runner, stream_check, table
+from benchmarks import class_sums, dispatch, peak_memory, runner, stream_check, table
 from benchmarks.case import FILES, OPS, OpCase, cases, title
 from benchmarks.check import Truth
 from benchmarks.inputs import Inputs, Source
@@ -94,6 +95,76 @@ def test_bytes_are_those_of_the_tensors() -> None:
     features, sums = 4 * pixels * 256, 4 * 19 * 256
     assert class_sums.moved(size, 4, FORWARD, "") == features + 4 * pixels + sums
     assert class_sums.moved(size, 4, BACKWARD, "") == 3 * features + 8 * pixels + 2 * sums
+
+
+def test_backward_passes_at_the_large_size_come_first() -> None:
+    rows = [*cases(Plan.of("cuda", False), OPS)]
+    assert {case.op for case in rows[:6]} == {*OPS} - {"upsampled_confusion"}
+    assert all(case.what == BACKWARD for case in rows[:6])
+    assert {case.size for case in rows[:5]} == {"8x1024x2048, stride 8"}
+
+
+@pytest.mark.parametrize("sizes", [(5, 7, 17, 26), (1, 1, 9, 4), (9, 8, 5, 3)])
+def test_the_lean_class_sums_are_right_and_lean(sizes: tuple[int, ...]) -> None:
+    h, w, height, width = sizes
+    features = torch.randn(2, 4, h, w, dtype=torch.float64)
+    labels = torch.randint(0, 19, (2, height, width), dtype=torch.uint8)
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    expected = pinmem.reference.class_sums(features, labels, 19)
+    torch.testing.assert_close(class_sums.MORE["scatter_add"](features, labels, 19), expected)
+
+    class NothingLarge(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            assert not isinstance(result, torch.Tensor) or result.numel() < 19 * 600 * 600
+            return result
+
+    with NothingLarge():
+        class_sums.MORE["scatter_add"](features, labels.new_zeros(2, 600, 600), 19)
+        with pytest.raises(AssertionError):
+            class_sums.EAGER(features, labels.new_zeros(2, 600, 600), 19)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_floors_images_and_dispatch_are_in_the_table() -> None:
+    timing = {"median": 0.5, "low": 0.4, "high": 0.6, "peak": 10**6}
+    row = {
+        "op": "class_sums", "variant": "", "pass": BACKWARD, "size": "one", "dtype": "float32",
+        "moved": 10**9, "operations": 10**9, "images": None, "ours": ["cpu"], "left_out": {},
+        "results": {"cpu": timing, "eager": timing, "scatter_add": timing},
+    }  # fmt: skip
+    step = row | {"op": "step", "moved": None, "operations": None, "images": 4, "size": "two"}
+    passes = {FORWARD: 10.0, BACKWARD: 50.0}
+    found = {"cpu": {"PyTorch": passes, "ours": {FORWARD: 12.5}}}
+    results = {
+        "ceilings": {"copy": 1e10, "matrix": 5e9}, "rows": [row, step],
+        "dispatch": {"class_sums": found},
+    }  # fmt: skip
+    (_, ops), (_, steps), (_, calls) = table.tables(results)
+    place = {name: i for i, name in reversed([*enumerate(table.HEADERS)])}
+    # A tenth of a second for the bytes, a fifth for the arithmetic.
+    assert ops[1][place["floor"]] == "200 ms (40%)"
+    assert ops[2][0] == "  scatter_add" and "(1.00x)" in ops[2][place["eager"]]
+    assert steps[1][place["ours"]] == "500 ms ±20%, 8 images/s cpu"
+    assert calls[1] == ("class_sums", "cpu", "10", "12.5", "2.5", "50", "-", "-")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_pytorchs_own_dispatch_allocates_what_an_op_does(op: str) -> None:
+    tiny = dispatch._tiny("cpu")[op]
+    own = dispatch._of_pytorch(op, tiny)
+
+    def made(result) -> list:
+        tensors = result if isinstance(result, tuple) else (result,)
+        return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+    assert made(own.forward()) == made(tiny.forward())
+    for leaf in tiny.tensors[: tiny.leaves]:
+        leaf.requires_grad_()
+    if tiny.leaves:
+        assert made(own.backward()) == [(t.shape, t.dtype) for t in tiny.tensors[: tiny.leaves]]
 
 
 # --- timing and memory ----------------------------------------------------------------------------

@@ -3,90 +3,131 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import peak_memory, plots, report
+from benchmarks import gpu_steps, peak_memory, plots, report
 from benchmarks.case import FILES, OPS
 
-# One rehearsal for all, whatever process runs them.
-pytestmark = pytest.mark.xdist_group("rehearsal")
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results/amd-epyc-2-cores.json"
+# What a bare GPU machine lacks, and nothing of `make gpu-check` needs.
+ABSENT = ("torchvision", "jsonargparse", "matplotlib", "PIL", "rich", "tensorboard")
+BARE = f"""
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in {ABSENT} else found(name, path, target)
+PathFinder.find_spec = classmethod(find_spec)
+"""
 
 
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of ``make gpu-check`` with ``--smoke``."""
-    out = tmp_path_factory.mktemp("gpu-check")
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--smoke", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    logs = "\n".join(f"--- {p.name}\n{p.read_text()[-2000:]}" for p in out.glob("*.log"))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
-    return out, done.stdout
+def rehearsed(module: str, *arguments: object, **more: str) -> str:
+    """What a module prints with ``--smoke``."""
+    command = [sys.executable, "-m", module, "--smoke", *map(str, arguments)]
+    # Kernels that are interpreted have no launch to leave out.
+    usual = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=ROOT, env=usual | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def test_gpu_check_rehearses_every_step(rehearsal: tuple[Path, str]) -> None:
-    out, text = rehearsal
+def test_gpu_check_rehearses_every_step(tmp_path: Path) -> None:
+    """With nothing installed but what a bare GPU machine has."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    out = tmp_path / "out"
+    bare = {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    text = rehearsed("benchmarks.gpu_check", "--out", out, **bare)
     steps = json.loads((out / "gpu-check.json").read_text())["steps"]
-    names = ["build", "tests", "memcheck", "racecheck", "initcheck", "synccheck"]
-    assert [step["name"] for step in steps] == [*names, "streams", "benchmarks"]
+    assert tuple(step["name"] for step in steps) == gpu_steps.NAMES
     assert {step["verdict"] for step in steps} <= {"ok", "left out"}
-    assert "--tool racecheck" in text and "test_same_bits_every_time" in text
-    # The table of the ops comes after the steps.
-    assert text.index("here would run") < text.index("training_step") < text.rindex("benchmarks")
+    log = (out / "gpu-check.log").read_text()
+    assert "--tool racecheck" in log and "test_same_bits_every_time" in log
+    assert "ncu --clock-control none" in log and "class_sums: " in log
+    assert "test_ops_errors" in log and "test_data_transforms" not in log
+    # The table of the steps comes last, after that of the ops.
+    last = text.splitlines()[-len(steps) :]
+    assert [line[9:].split()[0] for line in last] == [step["name"] for step in steps]
+    assert text.index("upsampled_confusion") < text.rindex(last[0])
+    assert len([*out.iterdir()]) <= 6
 
-
-def test_the_results_hold_every_row(rehearsal: tuple[Path, str]) -> None:
-    results = json.loads((rehearsal[0] / "benchmarks.json").read_text())
-    assert {row["op"] for row in results["rows"]} == {*FILES}
+    results = report.load(out / "benchmarks.json")
+    assert results["left_out"] == {"training_step": "No module named 'torchvision'"}
+    assert {row["op"] for row in results["rows"]} == {*FILES} - {"training_step"}
     assert results["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert results["ceilings"]["copy"] > 0 and results["left_out"] == {}
-    assert results["dispatch"].keys() == {"x * w", *OPS}
+    assert results["ceilings"]["copy"] > 0
+    nothing_is_refused(results)
+    sums = [row for row in results["rows"] if row["op"] == "class_sums"]
+    assert all("scatter_add" in row["results"] for row in sums)
+    every_op_is_called(results["dispatch"])
+
+
+def nothing_is_refused(results: dict[str, Any]) -> None:
     for row in results["rows"]:
         for name, found in row["results"].items():
             assert "refused" not in found, (row["op"], row["pass"], name, found)
             assert 0 < found["low"] <= found["median"] <= found["high"]
+
+
+def every_op_is_called(dispatch: dict[str, Any]) -> None:
+    """C++ where it was built, Triton also without a GPU."""
+    assert dispatch.keys() == {*OPS}
+    for op, found in dispatch.items():
+        assert ("triton" in found) == (bool(find_spec("triton")) and op.startswith("memory_read"))
+        for backend, passes in found.items():
+            assert passes["PyTorch"].keys() == passes["ours"].keys(), (op, backend)
+            assert min(*passes["PyTorch"].values(), *passes["ours"].values(), 1e9) > 0
+
+
+def test_a_training_step_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    text = rehearsed("benchmarks", "--ops", "training_step", "--json", file)
+    assert " images/s auto" in text
+    results = report.load(file)
+    nothing_is_refused(results)
+    (row,) = results["rows"]
     if peak_memory.supported():
-        (step,) = [row for row in results["rows"] if row["op"] == "training_step"]
         # Three networks against one.
-        assert step["results"]["auto"]["peak"] < step["results"]["published"]["peak"]
+        assert row["results"]["auto"]["peak"] < row["results"]["published"]["peak"]
 
 
-def test_report(rehearsal: tuple[Path, str], tmp_path: Path) -> None:
-    """Tables between the markers, everything else untouched, the same text every time."""
+def test_report(tmp_path: Path) -> None:
+    """Tables between the markers, everything else untouched."""
     document = tmp_path / "performance.md"
     document.write_text(f"Before.\n{report.BEGIN}\nbefore this run\n{report.END}\nAfter.\n")
-    file = rehearsal[0] / "benchmarks.json"
-    report.write([file], document)
-    first = document.read_text()
-    assert first.startswith("Before.\n") and first.endswith("\nAfter.\n")
-    assert "before this run" not in first
-    assert "| class_sums | fwd+bwd | bfloat16 |" in first
-    report.write([file], document)
-    assert document.read_text() == first
+    report.write([RESULTS], document)
+    text = document.read_text()
+    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n")
+    assert "before this run" not in text
+    assert "| class_sums | fwd+bwd | bfloat16 |" in text
     document.write_text("no markers")
     with pytest.raises(SystemExit, match="expected one line"):
-        report.write([file], document)
+        report.write([RESULTS], document)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(SystemExit, match="got no benchmark results"):
         report.load(tmp_path / "other.json")
 
 
-def test_the_document_has_its_markers() -> None:
+def test_the_document_is_the_generated_one(tmp_path: Path) -> None:
     text = report.DOCUMENT.read_text()
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    copy = tmp_path / "performance.md"
+    copy.write_text(text)
+    report.write([RESULTS], copy)
+    assert copy.read_text() == text, "run python -m benchmarks --report benchmarks/results/*.json"
 
 
-def test_plots(rehearsal: tuple[Path, str], tmp_path: Path) -> None:
-    results = json.loads((rehearsal[0] / "benchmarks.json").read_text())
-    made = plots.draw(results, tmp_path, "here")
+def test_plots(tmp_path: Path) -> None:
+    made = plots.draw(report.load(RESULTS), tmp_path, "here")
+    assert len(made) == 3
     assert all((tmp_path / name).read_text().startswith("<?xml") for name in made)
-    assert len(made) == (3 if any(row["ours"] for row in results["rows"]) else 2)
 
 
 def test_pytest_benchmark_runs_a_file() -> None:

@@ -13,6 +13,7 @@ import pinmem
 from benchmarks import published, stream_check
 from benchmarks.case import cases
 from benchmarks.plan import SMOKE_SIZE, Plan
+from benchmarks.published_step import PublishedTrainer
 from pinmem.meta import LossWeights, gather_domains
 
 from .test_golden import HERE, build, close, files, load_recipe, log_of, memory_name
@@ -72,7 +73,7 @@ def published_steps(iterations: int):
         divergence=config["mem_divloss"],
         classification=config["mem_clsloss"],
     )
-    trainer = published.PublishedTrainer(model, optimizer, weights)
+    trainer = PublishedTrainer(model, optimizer, weights)
     for i in range(iterations):
         images = torch.from_numpy(golden["images"][i]).double()
         labels = torch.from_numpy(golden["labels"][i]).long()

@@ -22,20 +22,22 @@ KERNELS_OF = {
     "upsampled_cross_entropy": "cross_entropy_",
     "upsampled_confusion": "confusion_",
     "memory_update": "memory_update_",
-    "memory_read": "read_",
-    "memory_read_project": "project_",
 }
 
 
 @pytest.fixture(scope="module")
-def library() -> Path:
-    """The library of the ordinary build."""
+def nvcc() -> str:
     try:
-        toolchain_cuda.find_nvcc()
-    except toolchain.LeftOut:
-        pytest.skip("no nvcc on this machine")
-    if not LIBRARY.exists():
-        pytest.skip(NOTES.read_text() if NOTES.exists() else "not built yet: make build")
+        return toolchain_cuda.find_nvcc(toolchain.need_torch().cuda)
+    except toolchain.LeftOut as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def library(nvcc: str) -> Path:
+    """The library of the ordinary build."""
+    notes = NOTES.read_text() if NOTES.exists() else ""
+    assert LIBRARY.exists(), f"{nvcc} is there and {LIBRARY.name} is not built: {notes}"
     return LIBRARY
 
 
@@ -46,12 +48,22 @@ def kernels(library: Path) -> list:
     return found
 
 
-def architectures() -> set[str]:
+@pytest.fixture(scope="module")
+def architectures(nvcc: str) -> set[str]:
     """Those that the build was asked for."""
-    known = subprocess.run(
-        [toolchain_cuda.find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    known = said(nvcc, "--list-gpu-arch").split()
     return set(re.findall(r"sm_\w+", " ".join(toolchain_cuda.architectures(known))))
+
+
+@pytest.fixture(scope="module")
+def cuobjdump(nvcc: str) -> str:
+    """nvcc's, or the copy in Triton's package."""
+    places = [Path(nvcc).resolve().parent]
+    triton = find_spec("triton")
+    for place in (triton.submodule_search_locations or []) if triton else []:
+        places.append(Path(place, "backends/nvidia/bin"))
+    found = shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
+    return found or pytest.skip("no cuobjdump on this machine")
 
 
 def said(*command: str | Path) -> str:
@@ -60,23 +72,15 @@ def said(*command: str | Path) -> str:
     return done.stdout
 
 
-def cuobjdump() -> str:
-    """nvcc's, or the copy in Triton's package."""
-    places = [Path(toolchain_cuda.find_nvcc()).resolve().parent]
-    triton = find_spec("triton")
-    for place in (triton.submodule_search_locations or []) if triton else []:
-        places.append(Path(place, "backends/nvidia/bin"))
-    found = shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
-    return found or pytest.skip("no cuobjdump on this machine")
-
-
-def test_the_library_has_code_for_every_architecture(library: Path) -> None:
-    listed = said(cuobjdump(), "--list-elf", library)
-    assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == architectures()
+def test_the_library_has_code_for_every_architecture(
+    library: Path, architectures: set[str], cuobjdump: str
+) -> None:
+    listed = said(cuobjdump, "--list-elf", library)
+    assert set(re.findall(r"\.(sm_\w+)\.cubin", listed)) == architectures
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        assert {"sm_80", "sm_90", "sm_100"} <= architectures()
+        assert {"sm_80", "sm_90", "sm_100"} <= architectures
         # Later GPUs compile this at load time.
-        assert "sm_100" in said(cuobjdump(), "--list-ptx", library)
+        assert "sm_100" in said(cuobjdump, "--list-ptx", library)
 
 
 def test_the_library_needs_no_cpp_symbol_of_torch(library: Path) -> None:
@@ -104,12 +108,16 @@ def test_the_library_stays_unloaded_without_a_gpu(library: Path) -> None:
     assert "not cuda: no CUDA device" in said(sys.executable, "-c", program)
 
 
+def test_every_op_is_listed() -> None:
+    assert KERNELS_OF.keys() == {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")}
+
+
 @pytest.mark.parametrize("op", KERNELS_OF)
-def test_every_op_has_kernels_for_every_architecture(kernels: list, op: str) -> None:
-    if not (ROOT / f"csrc/cuda/{op}.cu").exists():
-        pytest.skip(f"csrc/cuda/{op}.cu is not there")
+def test_every_op_has_kernels_for_every_architecture(
+    kernels: list, architectures: set[str], op: str
+) -> None:
     compiled = {kernel.architecture for kernel in kernels if kernel.name.startswith(KERNELS_OF[op])}
-    assert compiled == architectures()
+    assert compiled == architectures
 
 
 def test_nothing_spills(kernels: list) -> None:

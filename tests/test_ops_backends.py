@@ -28,15 +28,21 @@ def test_backends_are_chosen_and_refused() -> None:
 
 def test_more_classes_than_a_gpus_kernels_take() -> None:
     for op in ops.__all__:
-        assert backends.candidates(op, "cuda", torch.float32, many=True) == ("reference",)
-    query, memory = torch.randn(1, 4, 2, 2), torch.randn(257, 4)
+        assert backends.candidates(op, "cuda", torch.float32, classes=257) == ("reference",)
+    query, memory = torch.randn(1, 4, 2, 2), torch.randn(65, 4)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     query, memory = query.to(device), memory.to(device)
-    with pinmem.backend("triton"), pytest.raises(pinmem.BackendError, match="at most 256 slots"):
+    with pinmem.backend("triton"), pytest.raises(pinmem.BackendError, match="at most 64 slots"):
         ops.memory_read(query, memory)
     _, scores = ops.memory_read(query, memory)
     expected = torch.einsum("bchw,kc->bkhw", torch.nn.functional.normalize(query, dim=1), memory)
     torch.testing.assert_close(scores, expected)
+
+
+def test_an_op_that_a_backend_does_not_have() -> None:
+    logits, target = torch.zeros(1, 2, 1, 1), torch.zeros((1, 2, 2), dtype=torch.uint8)
+    with pinmem.backend("triton"), pytest.raises(pinmem.BackendError, match="has no upsampled_con"):
+        ops.upsampled_confusion(logits, target)
 
 
 FAR = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .build_tools import ROOT, toolchain, toolchain_cuda
+from .build_tools import ROOT, toolchain
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="there is no C++ compiler")
 
@@ -57,29 +57,129 @@ def test_no_compiler_leaves_the_library_out_and_says_so_once(tree: Path) -> None
     assert (package / "_build.txt").read_text() == reason + "\n"
     assert not (package / "_cpu.so").exists()
     assert (package / "ops/memory_read.py").exists()
-    assert (package / "kernels/__init__.py").exists()
+    assert python_files(package / "kernels") == python_files(tree / "kernels")
     assert (package / "py.typed").exists()
 
 
-def test_no_nvcc_leaves_the_cuda_library_out_and_says_so_once(tree: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def torch_99(tree: Path, tmp_path: Path) -> str:
+    """A folder with this environment's torch as one of CUDA 99, of which no machine has an nvcc.
+
+    And one kernel for it in the tree.
+    """
+    installed = toolchain.find_torch()
+    torch = tmp_path / "packages/torch"
+    torch.mkdir(parents=True)
+    for name in ("include", "lib"):
+        (torch / name).symlink_to(installed.root / name)
+    (torch / "__init__.py").touch()
+    version = ".".join(map(str, installed.version))
+    (torch / "version.py").write_text(f"__version__ = '{version}.0'\ncuda = '99.0'\n")
     (tree / "csrc/cuda").mkdir()
-    (tree / "csrc/cuda/nothing.cu").write_text("// never compiled\n")
-    status, said = build(tree, CXX="/nonexistent", CUDA_HOME=str(tmp_path))
+    (tree / "csrc/cuda/kernel.cu").touch()
+    return str(torch.parent)
+
+
+def nvcc(folder: Path, compiles: str, release: str = "99.0") -> str:
+    """A CUDA_HOME with a shell script for nvcc, of which ``compiles`` is what a file comes to."""
+    path = folder / "bin/nvcc"
+    path.parent.mkdir()
+    path.write_text(
+        f"""#!/bin/sh
+        case "$*" in
+        --version) echo 'Cuda compilation tools, release {release}, V{release}.1' ;;
+        --list-gpu-arch) echo compute_80 ;;
+        *probe.cu*) ;;
+        *kernel.cu*) {compiles} ;;
+        *) echo 'ld: kernel.o: undefined reference to `lost()' >&2; exit 1 ;;
+        esac
+        """
+    )
+    path.chmod(0o755)
+    return str(folder)
+
+
+def test_no_nvcc_leaves_the_cuda_library_out_and_names_what_brings_it(
+    tree: Path, torch_99: str, tmp_path: Path
+) -> None:
+    given = {"CXX": "/nonexistent", "CUDA_HOME": str(tmp_path), "PYTHONPATH": torch_99}
+    status, said = build(tree, **given)
     assert status == 0, said
     assert [line.split(":")[1] for line in said] == [" left out _cpu.so", " left out _cuda.so"]
-    assert "nvcc was not found (in CUDA_HOME); Triton serves GPUs" in said[1]
+    assert f"no nvcc of CUDA 99, torch's, was found (CUDA_HOME={tmp_path}, this env" in said[1]
+    packages = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==99.0.*"
+    assert f"; pip install '{packages}' brings it; Triton and plain PyTorch serve" in said[1]
+    info = [sys.executable, "-m", "pinmem.info"]
+    printed = subprocess.run(info, cwd=built_package(tree).parent, capture_output=True, text=True)
+    assert f"not built: {said[1].removeprefix('pinmem: left out ')}" in printed.stdout
+
+    status, said = build(tree, **given, PINMEM_REQUIRE_CUDA="1")
+    assert status != 0
+    assert said[0] == "pinmem: _cuda.so does not build:"
 
 
-def test_a_toolkit_of_another_release_is_left_out(tree: Path, tmp_path: Path) -> None:
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 9.2, V9.2.1'\n")
-    nvcc.chmod(0o755)
-    (tree / "csrc/cuda").mkdir()
-    (tree / "csrc/cuda/nothing.cu").write_text("// never compiled\n")
-    status, said = build(tree, CXX="/nonexistent", CUDA_HOME=str(tmp_path))
+def test_a_toolkit_of_another_release_is_passed_over(
+    tree: Path, torch_99: str, tmp_path: Path
+) -> None:
+    home = nvcc(tmp_path, "exit 0", release="9.2")
+    status, said = build(tree, CXX="/nonexistent", CUDA_HOME=home, PYTHONPATH=torch_99)
     assert status == 0, said
-    assert "nvcc is of CUDA 9.2 and torch" in said[1] or "torch is a build without CUDA" in said[1]
+    assert f"{home}/bin/nvcc is of CUDA 9.2" in said[1]
+
+
+@needs_compiler
+@pytest.mark.parametrize("asked", [".", ".[cuda]", ".[test, cuda]", ".[test]"])
+def test_nvcc_is_required_where_the_extra_is_asked_for(
+    tree: Path, torch_99: str, tmp_path: Path, asked: str
+) -> None:
+    """As pip asks: in a process of its own."""
+    ask = "from setuptools import build_meta; print(build_meta.get_requires_for_build_editable())"
+    front_end = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", front_end, "install", "-e", asked],
+        cwd=tree,
+        env={**os.environ, "CUDA_HOME": str(tmp_path), "PYTHONPATH": torch_99},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = done.stdout.splitlines()[-1]
+    packages = ["cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]==99.0.*"]
+    assert answer == str(packages if "cuda" in asked else [])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("compiles", "reason"),
+    [
+        ('echo "kernel.cu(1): error: no" >&2; exit 1', "kernel.cu(1): error: no"),
+        (
+            'for name; do :; done; touch "${name%.d}"',
+            "ld: kernel.o: undefined reference to `lost()",
+        ),
+    ],
+    ids=["nvcc", "linker"],
+)
+def test_a_cuda_library_that_fails_is_left_out_alone(
+    tree: Path, torch_99: str, tmp_path: Path, compiles: str, reason: str
+) -> None:
+    given = {"CUDA_HOME": nvcc(tmp_path, compiles), "PYTHONPATH": torch_99}
+    status, said = build(tree, **given)
+    assert status == 0, said
+    line = (
+        f"_cuda.so: {reason} (PINMEM_REQUIRE_CUDA=1 shows all); Triton and plain PyTorch serve GPUs"
+    )
+    assert said == [f"pinmem: left out {line}"]
+    package = built_package(tree)
+    assert (package / "_build.txt").read_text() == line + "\n"
+    assert (package / "_cpu.so").exists()
+    assert (package / "kernels/__init__.py").exists()
+
+    status, said = build(tree, **given, PINMEM_REQUIRE_CUDA="1")
+    assert status != 0
+    assert said[0] == "pinmem: _cuda.so does not build:"
 
 
 @needs_compiler
@@ -114,6 +214,10 @@ def built_package(tree: Path) -> Path:
     return next((tree / "build").glob("lib*")) / "pinmem"
 
 
+def python_files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*.py")}
+
+
 def times(objects: Path) -> dict[str, int]:
     made = [path for path in objects.rglob("*") if path.suffix in (".o", ".so")]
     return {str(path.relative_to(objects)): path.stat().st_mtime_ns for path in made}
@@ -139,8 +243,7 @@ def test_an_older_torch_is_not_built_against(
     header.touch()
     version = tmp_path / "torch/version.py"
     monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
-    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(toolchain.site, "getusersitepackages", lambda: str(tmp_path))
+    monkeypatch.setattr(toolchain, "package_folders", lambda: [tmp_path])
     version.write_text("__version__ = '2.9.1+cpu'\ncuda = None\n")
     assert toolchain.find_torch() is None
     with pytest.raises(toolchain.LeftOut, match=r"torch >= 2\.10"):
@@ -148,35 +251,3 @@ def test_an_older_torch_is_not_built_against(
     version.write_text("__version__ = '2.10.0+cpu'\ncuda: Optional[str] = None\n")
     assert toolchain.find_torch().version == (2, 10)
     assert toolchain.find_torch().cuda is None
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("9.0", ["-gencode=arch=compute_90,code=[sm_90]"]),
-        (
-            "8.0 9.0a+PTX",
-            [
-                "-gencode=arch=compute_80,code=[sm_80]",
-                "-gencode=arch=compute_90a,code=[sm_90a,compute_90a]",
-            ],
-        ),
-        # By default those that the toolkit knows, the last one for later GPUs too.
-        (
-            "",
-            [
-                "-gencode=arch=compute_80,code=[sm_80]",
-                "-gencode=arch=compute_90,code=[sm_90,compute_90]",
-            ],
-        ),
-    ],
-)
-def test_architectures(monkeypatch: pytest.MonkeyPatch, given: str, expected: list[str]) -> None:
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
-    assert toolchain_cuda.architectures(["compute_80", "compute_90"]) == expected
-
-
-def test_a_wrong_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;hopper")
-    with pytest.raises(toolchain.BuildFailed, match="TORCH_CUDA_ARCH_LIST: got 'hopper'"):
-        toolchain_cuda.architectures([])

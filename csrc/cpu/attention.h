@@ -67,19 +67,19 @@ class ReadOperands {
   MemoryRead<T> op_;
 };
 
-/// The directions of a second derivative.
+/// The tangents of a second derivative.
 template <class T>
-class ReadDirections {
+class ReadTangents {
  public:
   using A = accumulator_t<T>;
 
-  ReadDirections(const Map& map, const MaybeTensor& query, const MaybeTensor& memory)
+  ReadTangents(const Map& map, const MaybeTensor& query, const MaybeTensor& memory)
       : query_(read<T>(query)) {
-    if (query) check_map("gg_query", *query, map, map.channels);
-    if (memory) memory_.emplace("gg_memory", *memory);
+    if (query) check_map("query_tangent", *query, map, map.channels);
+    if (memory) memory_.emplace("memory_tangent", *memory);
   }
 
-  MemoryReadDirections<T> op() const {
+  MemoryReadTangents<T> op() const {
     return {query_, memory_ ? memory_->left() : nullptr, memory_ ? memory_->left_t() : nullptr};
   }
 

@@ -126,22 +126,22 @@ Tensor backward(const Tensor& grad_sums, const Tensor& features, const Tensor& l
 }
 
 template <class T, class L>
-std::tuple<Tensor, Tensor> double_backward(const Tensor& gg_features, const Tensor& grad_sums,
+std::tuple<Tensor, Tensor> double_backward(const Tensor& features_tangent, const Tensor& grad_sums,
                                            const Tensor& features, const Tensor& labels,
                                            int64_t num_classes, int64_t ignore_index) {
   using A = accumulator_t<T>;
   const Problem<A> problem(features, labels, num_classes, ignore_index);
-  check_map("gg_features", gg_features, problem.map(), problem.map().channels);
+  check_map("features_tangent", features_tangent, problem.map(), problem.map().channels);
   Tensor grad_features = empty_map(problem.map(), problem.map().channels, scalar_type<T>());
   const Rows<A> cotangent = problem.padded(grad_sums);
   const PixelSums<A> sums = problem.sums();
   const int64_t block = sums.tiles_per_block() * kUnit;
   const T* from = read<T>(features);
-  const T* direction = read<T>(gg_features);
+  const T* tangent = read<T>(features_tangent);
   const L* targets = read<L>(labels);
   T* to = write<T>(grad_features);
   problem.for_pixels(block, [&](int64_t index, int64_t begin, int64_t end, void* scratch) {
-    PINMEM_CALL(class_sums_double_backward_chunk<A, T, L>)(problem.task(), direction,
+    PINMEM_CALL(class_sums_double_backward_chunk<A, T, L>)(problem.task(), tangent,
                                                            cotangent.data(), from, targets, begin,
                                                            end, sums.of_block(index), to, scratch);
   });
@@ -173,12 +173,12 @@ Tensor class_sums_backward(Tensor grad_sums, Tensor features, Tensor labels, int
   });
 }
 
-std::tuple<Tensor, Tensor> class_sums_double_backward(Tensor gg_features, Tensor grad_sums,
+std::tuple<Tensor, Tensor> class_sums_double_backward(Tensor features_tangent, Tensor grad_sums,
                                                       Tensor features, Tensor labels,
                                                       int64_t num_classes, int64_t ignore_index) {
   return dispatch(features, labels, [&](auto map_type, auto label_type) {
     return double_backward<typename decltype(map_type)::type, typename decltype(label_type)::type>(
-        gg_features, grad_sums, features, labels, num_classes, ignore_index);
+        features_tangent, grad_sums, features, labels, num_classes, ignore_index);
   });
 }
 

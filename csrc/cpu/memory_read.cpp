@@ -65,32 +65,32 @@ std::tuple<Tensor, Tensor> memory_read_backward(MaybeTensor grad_readout, MaybeT
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> memory_read_double_backward(
-    MaybeTensor gg_query, MaybeTensor gg_memory, MaybeTensor grad_readout, MaybeTensor grad_scores,
-    Tensor query, Tensor memory, MaybeTensor gumbel) {
+    MaybeTensor query_tangent, MaybeTensor memory_tangent, MaybeTensor grad_readout,
+    MaybeTensor grad_scores, Tensor query, Tensor memory, MaybeTensor gumbel) {
   const Map map = check_read(query, memory, gumbel);
-  const Tensor gg_readout = empty_map(map, 2 * map.channels, query.scalar_type());
-  const Tensor gg_scores = empty_map(map, memory.size(0), query.scalar_type());
+  const Tensor readout_dot = empty_map(map, 2 * map.channels, query.scalar_type());
+  const Tensor scores_dot = empty_map(map, memory.size(0), query.scalar_type());
   const Tensor grad_query = empty_map(map, map.channels, query.scalar_type());
   Tensor grad_memory;
   dispatch_floats("query", query, [&](auto type) {
     using T = typename decltype(type)::type;
     const ReadOperands<T> operands(map, query, memory, gumbel);
-    const ReadDirections<T> directions(map, gg_query, gg_memory);
+    const ReadTangents<T> tangents(map, query_tangent, memory_tangent);
     const MemoryRead<T>& op = operands.op();
     const auto grad = cotangents<T>(grad_readout, grad_scores, map, op.slots);
     const auto sums = memory_sums(op);
     for_tiles(
         num_tiles(op.pixels), sums.tiles_per_block(),
         PINMEM_CALL(memory_read_scratch<T>)(op.channels, op.slots),
-        [&, to = write<T>(gg_readout), to_scores = write<T>(gg_scores),
+        [&, to = write<T>(readout_dot), to_scores = write<T>(scores_dot),
          to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end, char* scratch) {
-          PINMEM_CALL(memory_read_double_backward<T>)(op, grad, directions.op(), begin, end, to,
+          PINMEM_CALL(memory_read_double_backward<T>)(op, grad, tangents.op(), begin, end, to,
                                                       to_scores, to_query, sums.of_block(i),
                                                       scratch);
         });
     grad_memory = rounded(columns_of(sums.total(), 0, op.channels), memory);
   });
-  return {gg_readout, gg_scores, grad_query, grad_memory};
+  return {readout_dot, scores_dot, grad_query, grad_memory};
 }
 
 }  // namespace

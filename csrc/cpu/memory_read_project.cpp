@@ -88,17 +88,18 @@ class ProjectOperands {
   MemoryReadProject<T> op_{};
 };
 
-/// The directions of a second derivative.
+/// The tangents of a second derivative.
 template <class T>
-class ProjectDirections {
+class ProjectTangents {
  public:
   using A = accumulator_t<T>;
 
-  ProjectDirections(const Map& map, const ProjectOperands<T>& operands, const MaybeTensor& gg_query,
-                    const MaybeTensor& gg_memory, const MaybeTensor& gg_weight)
-      : read_(map, gg_query, gg_memory) {
-    if (gg_memory) memory_.emplace("gg_memory", *gg_memory);
-    if (gg_weight) weight_.emplace("gg_weight", *gg_weight);
+  ProjectTangents(const Map& map, const ProjectOperands<T>& operands,
+                  const MaybeTensor& query_tangent, const MaybeTensor& memory_tangent,
+                  const MaybeTensor& weight_tangent)
+      : read_(map, query_tangent, memory_tangent) {
+    if (memory_tangent) memory_.emplace("memory_tangent", *memory_tangent);
+    if (weight_tangent) weight_.emplace("weight_tangent", *weight_tangent);
     op_.read = read_.op();
     if (!memory_ && !weight_) return;
     const int64_t outputs = operands.op().outputs, slots = operands.memory().rows;
@@ -124,17 +125,17 @@ class ProjectDirections {
   std::optional<Matrix<A>> context() const {
     return weight_ ? std::optional(weight_->context()) : std::nullopt;
   }
-  const MemoryReadProjectDirections<T>& op() const { return op_; }
+  const MemoryReadProjectTangents<T>& op() const { return op_; }
 
  private:
   const A* keep(Buffer<A> buffer) { return (kept_[count_++] = std::move(buffer)).data(); }
 
-  ReadDirections<T> read_;
+  ReadTangents<T> read_;
   std::optional<Parameter<A>> memory_;
   std::optional<Weight<A>> weight_;
   Buffer<A> kept_[4];
   int count_ = 0;
-  MemoryReadProjectDirections<T> op_{};
+  MemoryReadProjectTangents<T> op_{};
 };
 
 /// The sums over pixels, by what they are sums of (see simd/memory_read_project.h).
@@ -246,11 +247,12 @@ std::tuple<Tensor, Tensor, Tensor> memory_read_project_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_project_double_backward(
-    MaybeTensor gg_query, MaybeTensor gg_memory, MaybeTensor gg_weight, MaybeTensor grad_projected,
-    MaybeTensor grad_scores, Tensor query, Tensor memory, Tensor weight, MaybeTensor gumbel) {
+    MaybeTensor query_tangent, MaybeTensor memory_tangent, MaybeTensor weight_tangent,
+    MaybeTensor grad_projected, MaybeTensor grad_scores, Tensor query, Tensor memory, Tensor weight,
+    MaybeTensor gumbel) {
   const Map map = check_project(query, memory, weight, gumbel);
-  const Tensor gg_projected = empty_map(map, weight.size(0), query.scalar_type());
-  const Tensor gg_scores = empty_map(map, memory.size(0), query.scalar_type());
+  const Tensor projected_dot = empty_map(map, weight.size(0), query.scalar_type());
+  const Tensor scores_dot = empty_map(map, memory.size(0), query.scalar_type());
   const Tensor grad_query = empty_map(map, map.channels, query.scalar_type());
   const Tensor grad_weight = empty({weight.size(0), weight.size(1)}, weight.scalar_type());
   Tensor grad_memory;
@@ -259,29 +261,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_read_project_double_ba
     using A = accumulator_t<T>;
     using Operands = ProjectOperands<T>;
     const Operands operands(map, query, memory, weight, gumbel, Operands::both);
-    const ProjectDirections<T> directions(map, operands, gg_query, gg_memory, gg_weight);
+    const ProjectTangents<T> tangents(map, operands, query_tangent, memory_tangent, weight_tangent);
     const auto& op = operands.op();
     const auto grad = cotangents<T>(grad_projected, grad_scores, map, op.outputs, op.read.slots);
     ProjectSums<T> sums(op, true);
     for_tiles(
         num_tiles(op.read.pixels), sums.blocks().tiles_per_block(), scratch_bytes(op),
-        [&, to = write<T>(gg_projected), to_scores = write<T>(gg_scores),
+        [&, to = write<T>(projected_dot), to_scores = write<T>(scores_dot),
          to_query = write<T>(grad_query)](int64_t i, int64_t begin, int64_t end, char* scratch) {
-          PINMEM_CALL(memory_read_project_double_backward<T>)(op, grad, directions.op(), begin, end,
+          PINMEM_CALL(memory_read_project_double_backward<T>)(op, grad, tangents.op(), begin, end,
                                                               to, to_scores, to_query,
                                                               sums.blocks().of_block(i), scratch);
         });
     sums.add_up();
     const Rows<A> context = product(sums.slots_t(1), operands.memory());
-    if (directions.memory()) add_product(sums.slots_t(), *directions.memory(), context);
+    if (tangents.memory()) add_product(sums.slots_t(), *tangents.memory(), context);
     round_into(sums.weight(), grad_weight);
     round_into(context.matrix(), grad_weight, map.channels);
     const Rows<A> total(sums.memory());
     add_product(transposed(sums.slots_t(1)), operands.context(), total);
-    if (directions.context()) add_product(transposed(sums.slots_t()), *directions.context(), total);
+    if (tangents.context()) add_product(transposed(sums.slots_t()), *tangents.context(), total);
     grad_memory = rounded(total.matrix(), memory);
   });
-  return {gg_projected, gg_scores, grad_query, grad_memory, grad_weight};
+  return {projected_dot, scores_dot, grad_query, grad_memory, grad_weight};
 }
 
 }  // namespace

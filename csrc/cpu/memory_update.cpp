@@ -91,32 +91,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> memory_update_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-memory_update_double_backward(MaybeTensor gg_memory, MaybeTensor gg_sums, MaybeTensor gg_mass,
-                              MaybeTensor gg_weight, MaybeTensor gg_bias, MaybeTensor grad_memory,
+memory_update_double_backward(MaybeTensor memory_tangent, MaybeTensor sums_tangent,
+                              MaybeTensor mass_tangent, MaybeTensor weight_tangent,
+                              MaybeTensor bias_tangent, MaybeTensor grad_memory,
                               MaybeTensor grad_divergence, MaybeTensor grad_classification,
                               Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias,
                               double momentum) {
-  if (gg_memory) check_shaped("gg_memory", *gg_memory, memory, 2);
-  if (gg_sums) check_shaped("gg_sums", *gg_sums, memory, 2);
-  if (gg_mass) check_shaped("gg_mass", *gg_mass, memory, 1);
-  if (gg_weight) check_shaped("gg_weight", *gg_weight, memory, 2);
-  if (gg_bias) check_shaped("gg_bias", *gg_bias, memory, 1);
+  if (memory_tangent) check_shaped("memory_tangent", *memory_tangent, memory, 2);
+  if (sums_tangent) check_shaped("sums_tangent", *sums_tangent, memory, 2);
+  if (mass_tangent) check_shaped("mass_tangent", *mass_tangent, memory, 1);
+  if (weight_tangent) check_shaped("weight_tangent", *weight_tangent, memory, 2);
+  if (bias_tangent) check_shaped("bias_tangent", *bias_tangent, memory, 1);
   const Gradients to(memory);
-  const Tensor gg_new_memory = matrix_like(memory);
-  const Tensor gg_divergence = scalar_like(memory), gg_classification = scalar_like(memory);
+  const Tensor new_memory_dot = matrix_like(memory);
+  const Tensor divergence_dot = scalar_like(memory), classification_dot = scalar_like(memory);
   dispatch_floats("memory", memory, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto op = operands<T>(memory, sums, mass, weight, bias, momentum);
     const auto grad = cotangents<T>(memory, grad_memory, grad_divergence, grad_classification);
-    const MemoryUpdateInputs<const T> direction{read<T>(gg_memory), read<T>(gg_sums),
-                                                read<T>(gg_mass), read<T>(gg_weight),
-                                                read<T>(gg_bias)};
+    const MemoryUpdateInputs<const T> tangent{read<T>(memory_tangent), read<T>(sums_tangent),
+                                              read<T>(mass_tangent), read<T>(weight_tangent),
+                                              read<T>(bias_tangent)};
     PINMEM_CALL(memory_update_double_backward<T>)(
-        op, grad, direction, write<T>(gg_new_memory), write<T>(gg_divergence),
-        write<T>(gg_classification), to.data<T>(), scratch_of(op, 6).data());
+        op, grad, tangent, write<T>(new_memory_dot), write<T>(divergence_dot),
+        write<T>(classification_dot), to.data<T>(), scratch_of(op, 6).data());
   });
-  return {gg_new_memory, gg_divergence, gg_classification, to.memory,
-          to.sums,       to.mass,       to.weight,         to.bias};
+  return {new_memory_dot, divergence_dot, classification_dot, to.memory,
+          to.sums,        to.mass,        to.weight,          to.bias};
 }
 
 }  // namespace

@@ -178,7 +178,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& unit_grad, const Tensor& 
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> double_backward(const Tensor& gg_logits, const Tensor& grad_loss,
+std::tuple<Tensor, Tensor> double_backward(const Tensor& logits_tangent, const Tensor& grad_loss,
                                            const Tensor& unit_grad, const Tensor& logits,
                                            const Tensor& target, const MaybeTensor& class_weight,
                                            double temperature, int64_t ignore_index) {
@@ -186,20 +186,20 @@ std::tuple<Tensor, Tensor> double_backward(const Tensor& gg_logits, const Tensor
   const Map map = map_of("logits", logits);
   check_target("target", target, map);
   check_map("unit_grad", unit_grad, map, map.channels);
-  check_map("gg_logits", gg_logits, map, map.channels);
-  Tensor gg_loss = empty({}, scalar_type<A>());
+  check_map("logits_tangent", logits_tangent, map, map.channels);
+  Tensor loss_dot = empty({}, scalar_type<A>());
   Tensor grad_logits = empty_map(map, map.channels, scalar_type<T>());
-  const T* direction = read<T>(gg_logits);
+  const T* tangent = read<T>(logits_tangent);
   const A* first_derivative = read<A>(unit_grad);
   const int64_t count = logits.numel();
   std::vector<double> products(static_cast<size_t>(num_blocks(count, kBlock)));
   for_blocks(count, kBlock, [&](int64_t block, int64_t begin, int64_t end) {
     products[static_cast<size_t>(block)] =
-        PINMEM_CALL(dot<A, T>)(first_derivative + begin, direction + begin, end - begin);
+        PINMEM_CALL(dot<A, T>)(first_derivative + begin, tangent + begin, end - begin);
   });
   double product = 0;
   for (const double one : products) product += one;
-  *write<A>(gg_loss) = static_cast<A>(product);
+  *write<A>(loss_dot) = static_cast<A>(product);
 
   Problem<A, T> problem(map, target, class_weight, temperature, ignore_index);
   const double mass = problem.mass();
@@ -214,10 +214,10 @@ std::tuple<Tensor, Tensor> double_backward(const Tensor& gg_logits, const Tensor
                 [&](const auto& task, int64_t image, int64_t first, int64_t last,
                     const auto& result, void* scratch) {
                   PINMEM_CALL(cross_entropy_second_band<A, T, L>)(
-                      task, from, direction, labels, image, first, last, result, scratch);
+                      task, from, tangent, labels, image, first, last, result, scratch);
                 });
   });
-  return {gg_loss, grad_logits};
+  return {loss_dot, grad_logits};
 }
 
 std::tuple<Tensor, Tensor> upsampled_cross_entropy(Tensor logits, Tensor target,
@@ -237,11 +237,12 @@ Tensor upsampled_cross_entropy_backward(Tensor grad_loss, Tensor unit_grad, Tens
 }
 
 std::tuple<Tensor, Tensor> upsampled_cross_entropy_double_backward(
-    Tensor gg_logits, Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,
+    Tensor logits_tangent, Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,
     MaybeTensor class_weight, double temperature, int64_t ignore_index) {
   return dispatch_floats("logits", logits, [&](auto type) {
-    return double_backward<typename decltype(type)::type>(
-        gg_logits, grad_loss, unit_grad, logits, target, class_weight, temperature, ignore_index);
+    return double_backward<typename decltype(type)::type>(logits_tangent, grad_loss, unit_grad,
+                                                          logits, target, class_weight, temperature,
+                                                          ignore_index);
   });
 }
 

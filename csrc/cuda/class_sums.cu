@@ -28,23 +28,23 @@ SoftLabels soft_labels(const Map& map, const Tensor& labels, int64_t num_classes
 }
 
 /// sums (and mass, in the forward pass) of the features, or of their normalisation's derivative
-/// along a direction.
+/// along a tangent.
 template <class T>
 void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int64_t num_classes,
-              const T* features, const T* direction, const Tensor& sums, const Tensor* mass) {
+              const T* features, const T* tangent, const Tensor& sums, const Tensor* mass) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;
   const auto element = static_cast<int64_t>(sizeof(T));
-  const int64_t maps = direction == nullptr ? 1 : 2;
+  const int64_t maps = tangent == nullptr ? 1 : 2;
   Sums<T> task{};
   task.runs = runs_of(map);
   task.soft = soft;
   task.channels = static_cast<int>(map.channels);
   task.num_classes = static_cast<int>(num_classes);
   task.features = features;
-  task.direction = direction;
+  task.tangent = tangent;
   task.aligned =
-      vectors_fit<T>(task.runs, map.channels) && aligned16(features) && aligned16(direction);
+      vectors_fit<T>(task.runs, map.channels) && aligned16(features) && aligned16(tangent);
   // In NCHW an odd number of words, since threads read along the channels.
   const int a_word = element == 2 ? 2 : 1;
   const auto tile_bytes_of = [&](int pixels) {
@@ -72,7 +72,7 @@ void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int6
   const int64_t partials = scratch.take<A>(shares.count * task.size());
   scratch.allocate(sums);
   task.partials = scratch.at<A>(partials);
-  stream.launch(direction == nullptr ? class_sums_block<T, false> : class_sums_block<T, true>,
+  stream.launch(tangent == nullptr ? class_sums_block<T, false> : class_sums_block<T, true>,
                 shares.count, kThreads, tile_bytes + (task.shared_sums ? sum_bytes : 0), task);
 
   PartialSums<A> total{};
@@ -89,18 +89,18 @@ void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int6
 
 template <class T>
 void run_gradient(const Stream& stream, const Map& map, const SoftLabels& soft, const T* features,
-                  const T* direction, const Tensor& grad_sums, const Tensor& gradient) {
+                  const T* tangent, const Tensor& grad_sums, const Tensor& gradient) {
   Gradient<T> task{};
   task.runs = runs_of(map);
   task.soft = soft;
   task.channels = static_cast<int>(map.channels);
   task.features = features;
-  task.direction = direction;
+  task.tangent = tangent;
   task.grad_sums = read<accumulator_t<T>>(grad_sums);
   task.gradient = write<T>(gradient);
   task.aligned = vectors_fit<T>(task.runs, map.channels) && aligned16(features) &&
-                 aligned16(direction) && aligned16(task.grad_sums) && aligned16(task.gradient);
-  stream.launch(direction == nullptr ? class_sums_gradient<T, false> : class_sums_gradient<T, true>,
+                 aligned16(tangent) && aligned16(task.grad_sums) && aligned16(task.gradient);
+  stream.launch(tangent == nullptr ? class_sums_gradient<T, false> : class_sums_gradient<T, true>,
                 task.runs.tiles(kTilePixels), kThreads, 0, task);
 }
 
@@ -139,25 +139,25 @@ Tensor class_sums_backward(Tensor grad_sums, Tensor features, Tensor labels, int
   return gradient;
 }
 
-std::tuple<Tensor, Tensor> class_sums_double_backward(Tensor gg_features, Tensor grad_sums,
+std::tuple<Tensor, Tensor> class_sums_double_backward(Tensor features_tangent, Tensor grad_sums,
                                                       Tensor features, Tensor labels,
                                                       int64_t num_classes, int64_t ignore_index) {
   const Map map = map_of("features", features);
   const SoftLabels soft = soft_labels(map, labels, num_classes, ignore_index);
   check_sums("grad_sums", grad_sums, num_classes, map);
-  check_map("gg_features", gg_features, map, map.channels);
+  check_map("features_tangent", features_tangent, map, map.channels);
   const Stream stream(features);
-  const Tensor gg_sums =
+  const Tensor sums_dot =
       empty_beside(features, {num_classes, map.channels}, grad_sums.scalar_type());
   const Tensor gradient = empty_map_beside(features, map, map.channels, features.scalar_type());
   dispatch_elements("features", features, [&](auto type) {
     using T = typename decltype(type)::type;
     const T* x = read<T>(features);
-    const T* v = read<T>(gg_features);
-    run_sums<T>(stream, map, soft, num_classes, x, v, gg_sums, nullptr);
+    const T* v = read<T>(features_tangent);
+    run_sums<T>(stream, map, soft, num_classes, x, v, sums_dot, nullptr);
     run_gradient<T>(stream, map, soft, x, v, grad_sums, gradient);
   });
-  return {gg_sums, gradient};
+  return {sums_dot, gradient};
 }
 
 }  // namespace

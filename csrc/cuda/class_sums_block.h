@@ -1,4 +1,4 @@
-// The sums of class_sums, and their derivative along a direction of the features.
+// The sums of class_sums, and their derivative along a tangent of the features.
 //
 // A block brings a tile of pixels to shared memory once, takes their norms, and then every thread
 // owns a channel: it goes through the pixels with a register for the class at hand, which it adds
@@ -21,7 +21,7 @@ struct Sums {
   int tile_pixels, pitch;  // of a tile in shared memory
   bool aligned;
   const T* features;
-  const T* direction;  // second order: lies as the features do
+  const T* tangent;  // second order: lies as the features do
   int64_t tiles, tiles_each;
   bool shared_sums;
   A* partials;  // of every block: sums [K,C], then masses [K]
@@ -34,10 +34,10 @@ struct Sums {
   }
 };
 
-/// What a pixel's feature is multiplied with to be normalised (second order: and its direction).
+/// What a pixel's feature is multiplied with to be normalised (second order: and its tangent).
 template <class A>
 struct PixelScale {
-  A feature, direction;
+  A feature, tangent;
 };
 
 /// Copies a tile of a map to shared memory as it lies: [pixel][channel] or [channel][pixel].
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   __shared__ SoftLabel<A> soft[kTilePixels];
   __shared__ PixelScale<A> scales[kTilePixels];
   T* tile_features = dynamic_shared<T>();
-  T* tile_direction = tile_features + task.tile_elements();
+  T* tile_tangent = tile_features + task.tile_elements();
   A* own = task.partials + blockIdx.x * task.size();
   A* sums = task.shared_sums
                 ? reinterpret_cast<A*>(tile_features + (kSecond ? 2 : 1) * task.tile_elements())
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
     const PixelTile tile(task.runs, index, task.tile_pixels);
     __syncthreads();
     load_tile(task, tile, task.features, tile_features);
-    if (kSecond) load_tile(task, tile, task.direction, tile_direction);
+    if (kSecond) load_tile(task, tile, task.tangent, tile_tangent);
     if (static_cast<int>(threadIdx.x) < tile.count) {
       soft[threadIdx.x] = task.soft.template load<A>(tile.image, tile.begin + threadIdx.x);
     }
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
         const int at = p * pixel_step + c * channel_step;
         const A x = widen(tile_features[at]);
         squared += x * x;
-        if (kSecond) product += x * widen(tile_direction[at]);
+        if (kSecond) product += x * widen(tile_tangent[at]);
       }
       squared = warp_sum(squared);
       if (kSecond) product = warp_sum(product);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
       const A r = inverse_norm(squared, linear);
       if (lane == 0) {
         scales[p].feature = !kSecond ? r : linear ? A(0) : -r * r * (r * product);
-        scales[p].direction = r;
+        scales[p].tangent = r;
       }
     }
     __syncthreads();
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
         if (c < task.channels) {
           const int at = p * pixel_step + c * channel_step;
           q = scales[p].feature * widen(tile_features[at]);
-          if (kSecond) q += scales[p].direction * widen(tile_direction[at]);
+          if (kSecond) q += scales[p].tangent * widen(tile_tangent[at]);
         }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {

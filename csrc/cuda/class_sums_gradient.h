@@ -16,15 +16,15 @@ struct Gradient {
   int channels;
   bool aligned;
   const T* features;
-  const T* direction;  // second order
+  const T* tangent;    // second order
   const A* grad_sums;  // [K,C]
   T* gradient;
 };
 
-/// gradient = cotangent * e + feature * x + direction * v, per pixel.
+/// gradient = cotangent * e + feature * x + tangent * v, per pixel.
 template <class A>
 struct Factors {
-  A cotangent, feature, direction;
+  A cotangent, feature, tangent;
 };
 
 /// The sums over channels that the factors follow from: x.x, x.e, x.v, v.e.
@@ -99,7 +99,7 @@ __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile
     const auto load = [&](int c) {
       load_vector<T, A>(task.features + at + c, task.channels - c, task.aligned, x);
       if (kSecond) {
-        load_vector<T, A>(task.direction + at + c, task.channels - c, task.aligned, v);
+        load_vector<T, A>(task.tangent + at + c, task.channels - c, task.aligned, v);
       }
       cotangent_of<kSize, A>(soft[p], task.grad_sums, task.channels, c, task.aligned, e);
     };
@@ -120,7 +120,7 @@ __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         x[i] = factors.cotangent * e[i] + factors.feature * x[i];
-        if (kSecond) x[i] += factors.direction * v[i];
+        if (kSecond) x[i] += factors.tangent * v[i];
       }
       store_vector<T, A>(task.gradient + at + c, task.channels - c, task.aligned, x);
     }
@@ -143,7 +143,7 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
   A x[1], v[1] = {0}, e[1];
   const auto load = [&](int c) {
     x[0] = widen(task.features[at + c * task.runs.pixels]);
-    if (kSecond) v[0] = widen(task.direction[at + c * task.runs.pixels]);
+    if (kSecond) v[0] = widen(task.tangent[at + c * task.runs.pixels]);
     cotangent_of<1, A>(label, task.grad_sums, task.channels, c, false, e);
   };
   if (inside) {
@@ -168,7 +168,7 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
   for (int c = warp; c < task.channels; c += kWarps) {
     load(c);
     A value = factors.cotangent * e[0] + factors.feature * x[0];
-    if (kSecond) value += factors.direction * v[0];
+    if (kSecond) value += factors.tangent * v[0];
     task.gradient[at + c * task.runs.pixels] = narrow<T>(value);
   }
 }

@@ -139,38 +139,39 @@ Gradients memory_update_backward(MaybeTensor grad_memory, MaybeTensor grad_diver
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-memory_update_double_backward(MaybeTensor gg_memory, MaybeTensor gg_sums, MaybeTensor gg_mass,
-                              MaybeTensor gg_weight, MaybeTensor gg_bias, MaybeTensor grad_memory,
+memory_update_double_backward(MaybeTensor memory_tangent, MaybeTensor sums_tangent,
+                              MaybeTensor mass_tangent, MaybeTensor weight_tangent,
+                              MaybeTensor bias_tangent, MaybeTensor grad_memory,
                               MaybeTensor grad_divergence, MaybeTensor grad_classification,
                               Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias,
                               double momentum) {
   const Inputs inputs{memory, sums, mass, weight, bias, momentum};
   check_inputs(inputs);
-  check_like("gg_memory", gg_memory, memory);
-  check_like("gg_sums", gg_sums, sums);
-  check_like("gg_mass", gg_mass, mass);
-  check_like("gg_weight", gg_weight, weight);
-  check_like("gg_bias", gg_bias, bias);
+  check_like("memory_tangent", memory_tangent, memory);
+  check_like("sums_tangent", sums_tangent, sums);
+  check_like("mass_tangent", mass_tangent, mass);
+  check_like("weight_tangent", weight_tangent, weight);
+  check_like("bias_tangent", bias_tangent, bias);
   check_like("grad_memory", grad_memory, memory);
   check_loss("grad_divergence", grad_divergence, memory);
   check_loss("grad_classification", grad_classification, memory);
-  const Tensor gg_new_memory = torch::stable::empty_like(memory);
-  const Tensor gg_divergence = empty_beside(memory, {}, memory.scalar_type());
-  const Tensor gg_classification = empty_beside(memory, {}, memory.scalar_type());
+  const Tensor new_memory_dot = torch::stable::empty_like(memory);
+  const Tensor divergence_dot = empty_beside(memory, {}, memory.scalar_type());
+  const Tensor classification_dot = empty_beside(memory, {}, memory.scalar_type());
   const Gradients gradients = empty_gradients(inputs);
   run<Pass::second>(inputs, [&](auto& task, auto type) {
     using T = typename decltype(type)::type;
-    task.direction = {read<T>(gg_memory), read<T>(gg_sums), read<T>(gg_mass), read<T>(gg_weight),
-                      read<T>(gg_bias)};
+    task.tangent = {read<T>(memory_tangent), read<T>(sums_tangent), read<T>(mass_tangent),
+                    read<T>(weight_tangent), read<T>(bias_tangent)};
     task.grad_memory = read<T>(grad_memory);
     task.grad_divergence = read<T>(grad_divergence);
     task.grad_classification = read<T>(grad_classification);
-    task.new_memory = write<T>(gg_new_memory);
-    task.divergence = write<T>(gg_divergence);
-    task.classification = write<T>(gg_classification);
+    task.new_memory = write<T>(new_memory_dot);
+    task.divergence = write<T>(divergence_dot);
+    task.classification = write<T>(classification_dot);
     task.gradient = gradients_of<T>(gradients);
   });
-  return std::tuple_cat(std::make_tuple(gg_new_memory, gg_divergence, gg_classification),
+  return std::tuple_cat(std::make_tuple(new_memory_dot, divergence_dot, classification_dot),
                         gradients);
 }
 

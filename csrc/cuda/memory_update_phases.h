@@ -60,7 +60,7 @@ __device__ void pairs_phase(const Update<T>& task, const Results<T, kPass>& resu
       if (kPass == Pass::second) {
         const A unit_dot = results.unit_dot[at + c];
         similarity_dot += unit_dot * other;
-        logit_dot += unit_dot * weight + unit * load(task.direction.weight, to + c);
+        logit_dot += unit_dot * weight + unit * load(task.tangent.weight, to + c);
       }
     }
     similarity = warp_sum(similarity);
@@ -74,7 +74,7 @@ __device__ void pairs_phase(const Update<T>& task, const Results<T, kPass>& resu
     results.logits[pair] = logit + load(task.in.bias, j);
     if (kPass == Pass::second) {
       results.pairs_dot[pair] = similarity_dot;
-      results.logits_dot[pair] = logit_dot + load(task.direction.bias, j);
+      results.logits_dot[pair] = logit_dot + load(task.tangent.bias, j);
     }
   }
 }
@@ -163,7 +163,7 @@ __device__ void elements_phase(const Update<T>& task, const Results<T, kPass>& r
       } else {
         const A unit_dot = results.unit_dot[other];
         grad_dot += near * unit_dot + results.logits_dot[pair] * of_weight +
-                    results.logits[pair] * load(task.direction.weight, other);
+                    results.logits[pair] * load(task.tangent.weight, other);
         weight += results.logits_dot[mirrored] * unit + results.logits[mirrored] * unit_dot;
       }
     }

@@ -30,7 +30,7 @@ struct Update {
   int slots, channels;
   A momentum;
   int first_phase, last_phase;
-  Five<const T*> in, direction;
+  Five<const T*> in, tangent;
   const T *grad_memory, *grad_divergence, *grad_classification;
   T *new_memory, *divergence, *classification;
   Five<T*> gradient;
@@ -44,7 +44,7 @@ struct Update {
   }
 };
 
-/// What the phases hand on. A name with _dot is a derivative along the direction.
+/// What the phases hand on. A name with _dot is a derivative along the tangent.
 template <class T, Pass kPass>
 struct Results {
   using A = accumulator_t<T>;
@@ -75,7 +75,7 @@ struct Results {
   }
 };
 
-/// u = keep * memory + add * sums for one slot, and its derivative along the direction.
+/// u = keep * memory + add * sums for one slot, and its derivative along the tangent.
 template <class T>
 struct Slot {
   using A = accumulator_t<T>;
@@ -90,13 +90,13 @@ struct Slot {
     present = mass > 0;
     keep = present ? task.momentum : A(1);
     add = present ? (1 - task.momentum) / mass : A(0);
-    add_dot = present ? -add / mass * load(task.direction.mass, k) : A(0);
+    add_dot = present ? -add / mass * load(task.tangent.mass, k) : A(0);
   }
   __device__ A sums(int c) const { return present ? load(task.in.sums, row + c) : A(0); }
-  __device__ A sums_dot(int c) const { return present ? load(task.direction.sums, row + c) : A(0); }
+  __device__ A sums_dot(int c) const { return present ? load(task.tangent.sums, row + c) : A(0); }
   __device__ A moved(int c) const { return keep * load(task.in.memory, row + c) + add * sums(c); }
   __device__ A moved_dot(int c) const {
-    return keep * load(task.direction.memory, row + c) + add * sums_dot(c) + add_dot * sums(c);
+    return keep * load(task.tangent.memory, row + c) + add * sums_dot(c) + add_dot * sums(c);
   }
 };
 

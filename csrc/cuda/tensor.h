@@ -11,6 +11,7 @@ using cudaStream_t = void*;
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
 #define PINMEM_CUDA_KEY CUDA
 #endif
 
@@ -125,8 +126,8 @@ class Stream {
  public:
   explicit Stream(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    // Not STABLE_TORCH_ERROR_CODE_CHECK, which says more: torch 2.10 and 2.11 do not have it.
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
     // The library's own copy of the CUDA runtime keeps its own current device.
     STD_CUDA_CHECK(cudaSetDevice(tensor.get_device_index()));

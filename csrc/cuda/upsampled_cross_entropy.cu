@@ -48,7 +48,7 @@ struct Arguments {
 
 /// Runs both kernels; `gradient` may be null. The loss is scaled as the pass needs it.
 template <class A, Pass kPass>
-void run(const Arguments& arguments, const Tensor* direction, const Tensor* grad_loss,
+void run(const Arguments& arguments, const Tensor* tangent, const Tensor* grad_loss,
          const Tensor& loss, const Tensor* gradient) {
   const auto& [logits, target, class_weight, temperature, ignore_index] = arguments;
   const Stream stream(logits);
@@ -61,7 +61,7 @@ void run(const Arguments& arguments, const Tensor* direction, const Tensor* grad
   const Grid& grid = task.grid;
   check_groups(grid);
   task.logits = logits_of(map, logits);
-  if (direction != nullptr) task.direction = direction->const_data_ptr();
+  if (tangent != nullptr) task.tangent = tangent->const_data_ptr();
   if (class_weight) {
     STD_TORCH_CHECK(class_weight->dim() == 1 && class_weight->size(0) == map.channels,
                     "class_weight: expected [", map.channels, "]");
@@ -70,7 +70,7 @@ void run(const Arguments& arguments, const Tensor* direction, const Tensor* grad
     task.class_weight_type = element_of("class_weight", *class_weight);
   }
   task.exponent_scale = static_cast<A>(kLog2e / temperature);
-  task.direction_scale = static_cast<A>(1 / temperature);
+  task.tangent_scale = static_cast<A>(1 / temperature);
 
   Scratch scratch;
   const int64_t partials = scratch.take<double>(2 * grid.blocks());
@@ -136,19 +136,19 @@ Tensor upsampled_cross_entropy_backward(Tensor grad_loss, Tensor unit_grad, Tens
 }
 
 std::tuple<Tensor, Tensor> upsampled_cross_entropy_double_backward(
-    Tensor gg_logits, Tensor grad_loss, Tensor, Tensor logits, Tensor target,
+    Tensor logits_tangent, Tensor grad_loss, Tensor, Tensor logits, Tensor target,
     MaybeTensor class_weight, double temperature, int64_t ignore_index) {
   return dispatch_accumulator(logits, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using A = typename decltype(type)::type;
     const Map map = map_of("logits", logits);
-    check_map("gg_logits", gg_logits, map, map.channels);
-    STD_TORCH_CHECK(gg_logits.scalar_type() == logits.scalar_type(),
-                    "gg_logits: expected the type of the logits");
+    check_map("logits_tangent", logits_tangent, map, map.channels);
+    STD_TORCH_CHECK(logits_tangent.scalar_type() == logits.scalar_type(),
+                    "logits_tangent: expected the type of the logits");
     const Arguments arguments{logits, target, class_weight, temperature, ignore_index};
-    const Tensor gg_loss = empty_beside(logits, {}, scalar_type<A>());
+    const Tensor loss_dot = empty_beside(logits, {}, scalar_type<A>());
     const Tensor grad_logits = empty_map_beside(logits, map, map.channels, logits.scalar_type());
-    run<A, Pass::second>(arguments, &gg_logits, &grad_loss, gg_loss, &grad_logits);
-    return {gg_loss, grad_logits};
+    run<A, Pass::second>(arguments, &logits_tangent, &grad_loss, loss_dot, &grad_logits);
+    return {loss_dot, grad_logits};
   });
 }
 

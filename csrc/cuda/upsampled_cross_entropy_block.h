@@ -24,11 +24,11 @@ template <class A>
 struct Task {
   Grid grid;
   Logits logits;
-  const void* direction;  // second order: lies as the logits do
+  const void* tangent;  // second order: lies as the logits do
   Labels labels;
   const void* class_weight;  // may be null
   Element class_weight_type;
-  A exponent_scale, direction_scale;
+  A exponent_scale, tangent_scale;
   A* laid_out;       // source pixels of all blocks: [B,K,rows,columns], or [B,rows,columns,K]
   double* partials;  // loss and mass of every block
 
@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   auto* shares = dynamic_shared<Share<A>>();
   auto* targets = reinterpret_cast<Target<A>*>(shares + kClasses * kColumnThreads);
   A* staged = reinterpret_cast<A*>(targets + task.labels.last_entry() + 1);
-  A* staged_direction = staged + grid.staged_elements();
-  A* flushed = staged_direction + (kSecond ? grid.staged_elements() : 0);
+  A* staged_tangent = staged + grid.staged_elements();
+  A* flushed = staged_tangent + (kSecond ? grid.staged_elements() : 0);
   A* fractions = flushed + (kGradient ? kClasses * kFlushedPitch : 0);
   int* starts = reinterpret_cast<int*>(fractions + grid.columns());
   Share<A>* own_shares = shares + threadIdx.x;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   // Tables, empty shares, and the classes that are not there.
   fill_band_rows(grid, piece, rows);
   clear_staged(grid, A(kMissing), staged);
-  if (kSecond) clear_staged(grid, A(0), staged_direction);
+  if (kSecond) clear_staged(grid, A(0), staged_tangent);
   for (int label = static_cast<int>(threadIdx.x); label <= task.labels.last_entry();
        label += kColumnThreads) {
     Target<A> target{0, 0};
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   __syncthreads();
 
   A value[kClasses], rise[kClasses];                                    // of logits * log2(e) / tau
-  A along[kSecond ? kClasses : 1], along_rise[kSecond ? kClasses : 1];  // of the direction / tau
+  A along[kSecond ? kClasses : 1], along_rise[kSecond ? kClasses : 1];  // of the tangent / tau
   A top[kGradient ? kClasses : 1], bottom[kGradient ? kClasses : 1];    // gradient, two source rows
 #pragma unroll
   for (int c = 0; c < kClasses; ++c) {
@@ -168,9 +168,9 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   const auto stage = [&](int row) {
     stage_row(grid, piece, task.logits, row, task.exponent_scale, staged);
     if (kSecond) {
-      Logits direction = task.logits;
-      direction.data = task.direction;
-      stage_row(grid, piece, direction, row, task.direction_scale, staged_direction);
+      Logits tangent = task.logits;
+      tangent.data = task.tangent;
+      stage_row(grid, piece, tangent, row, task.tangent_scale, staged_tangent);
     }
     __syncthreads();
   };
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
   };
   stage(piece.row_begin);
   shifted_values<A, kClasses>(grid, column, staged, value);
-  if constexpr (kSecond) column_values<A, kClasses>(grid, column, staged_direction, along);
+  if constexpr (kSecond) column_values<A, kClasses>(grid, column, staged_tangent, along);
 
   A loss = 0, mass = 0;
   int label = piece.rows > 0 ? load_label(0) : 0;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) rise[c] = next[c] - value[c];
       if constexpr (kSecond) {
-        column_values<A, kClasses>(grid, column, staged_direction, next);
+        column_values<A, kClasses>(grid, column, staged_tangent, next);
 #pragma unroll
         for (int c = 0; c < kClasses; ++c) along_rise[c] = next[c] - along[c];
       }

@@ -12,7 +12,7 @@ __host__ __device__ inline int64_t divide(int64_t a, int64_t b) {
   return a / b;
 }
 
-/// One direction: `in` source pixels become `out`. Resized pixel y lies in `cell_of(y)`, between
+/// One tangent: `in` source pixels become `out`. Resized pixel y lies in `cell_of(y)`, between
 /// the source pixels cell and cell + 1 (the last pixel at the end of the last cell).
 struct Axis {
   int64_t in, out;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from functools import partial
@@ -55,7 +56,12 @@ def _declare_for(backend: str, op: str, passes: dict[str, Pass]) -> SimpleNamesp
 
 
 def _run_triton(op: str, name: str, *args: Any) -> Any:
-    return getattr(importlib.import_module(f"pinmem.kernels.{op}"), name)(*args)
+    return _triton_pass(op, name)(*args)
+
+
+@functools.cache
+def _triton_pass(op: str, name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"pinmem.kernels.{op}"), name)
 
 
 def _no_third_order(op: str, ctx: Any, *grads: Any) -> Any:

@@ -90,24 +90,24 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward_backward(
-    passes: Any, ctx: Any, gg_features: Tensor | None
+    passes: Any, ctx: Any, features_tangent: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    if gg_features is None:
+    if features_tangent is None:
         return (None,) * 5
     grad_sums, features, labels = ctx.saved_tensors
-    gg_sums, grad_features = passes.class_sums_double_backward(
-        dense_like(gg_features, features),
+    sums_dot, grad_features = passes.class_sums_double_backward(
+        dense_like(features_tangent, features),
         grad_sums,
         features,
         labels,
         ctx.num_classes,
         ctx.ignore_index,
     )
-    return gg_sums, grad_features, None, None, None
+    return sums_dot, grad_features, None, None, None
 
 
 def _double_backward_fake(
-    gg_features: Tensor,
+    features_tangent: Tensor,
     grad_sums: Tensor,
     features: Tensor,
     labels: Tensor,
@@ -134,8 +134,8 @@ _PASSES = declare(
         _backward_backward,
     ),
     class_sums_double_backward=Pass(
-        "(Tensor gg_features, Tensor grad_sums, Tensor features, Tensor labels,"
-        " int num_classes, int ignore_index) -> (Tensor gg_sums, Tensor grad_features)",
+        "(Tensor features_tangent, Tensor grad_sums, Tensor features, Tensor labels,"
+        " int num_classes, int ignore_index) -> (Tensor sums_dot, Tensor grad_features)",
         _double_backward_fake,
     ),
 )

@@ -100,16 +100,16 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward_backward(
-    passes: Any, ctx: Any, gg_query: Tensor | None, gg_memory: Tensor | None
+    passes: Any, ctx: Any, query_tangent: Tensor | None, memory_tangent: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     grad_readout, grad_scores, query, memory, gumbel = ctx.saved_tensors
-    gg_query = gg_query if ctx.need_query else None
-    gg_memory = gg_memory if ctx.need_memory else None
-    if gg_query is None and gg_memory is None:
+    query_tangent = query_tangent if ctx.need_query else None
+    memory_tangent = memory_tangent if ctx.need_memory else None
+    if query_tangent is None and memory_tangent is None:
         return (None,) * 7
     out_readout, out_scores, grad_query, grad_memory = passes.memory_read_double_backward(
-        dense_like(gg_query, query),
-        None if gg_memory is None else gg_memory.contiguous(),
+        dense_like(query_tangent, query),
+        None if memory_tangent is None else memory_tangent.contiguous(),
         grad_readout,
         grad_scores,
         query,
@@ -128,8 +128,8 @@ def _backward_backward(
 
 
 def _double_backward_fake(
-    gg_query: Tensor | None,
-    gg_memory: Tensor | None,
+    query_tangent: Tensor | None,
+    memory_tangent: Tensor | None,
     grad_readout: Tensor | None,
     grad_scores: Tensor | None,
     query: Tensor,
@@ -159,9 +159,9 @@ _PASSES = declare(
         _backward_backward,
     ),
     memory_read_double_backward=Pass(
-        "(Tensor? gg_query, Tensor? gg_memory, Tensor? grad_readout, Tensor? grad_scores,"
+        "(Tensor? query_tangent, Tensor? memory_tangent, Tensor? grad_readout, Tensor? grad_scores,"
         " Tensor query, Tensor memory, Tensor? gumbel)"
-        " -> (Tensor gg_readout, Tensor gg_scores, Tensor grad_query, Tensor grad_memory)",
+        " -> (Tensor readout_dot, Tensor scores_dot, Tensor grad_query, Tensor grad_memory)",
         _double_backward_fake,
     ),
 )

@@ -105,15 +105,15 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     grad_projected, grad_scores, query, memory, weight, gumbel = ctx.saved_tensors
-    gg_query, gg_memory, gg_weight = (
+    query_tangent, memory_tangent, weight_tangent = (
         cotangent if need else None for cotangent, need in zip(cotangents, ctx.needs, strict=True)
     )
-    if gg_query is None and gg_memory is None and gg_weight is None:
+    if query_tangent is None and memory_tangent is None and weight_tangent is None:
         return (None,) * 9
     out_projected, out_scores, *grads = passes.memory_read_project_double_backward(
-        dense_like(gg_query, query),
-        None if gg_memory is None else gg_memory.contiguous(),
-        None if gg_weight is None else gg_weight.contiguous(),
+        dense_like(query_tangent, query),
+        None if memory_tangent is None else memory_tangent.contiguous(),
+        None if weight_tangent is None else weight_tangent.contiguous(),
         grad_projected,
         grad_scores,
         query,
@@ -133,9 +133,9 @@ def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tup
 
 
 def _double_backward_fake(
-    gg_query: Tensor | None,
-    gg_memory: Tensor | None,
-    gg_weight: Tensor | None,
+    query_tangent: Tensor | None,
+    memory_tangent: Tensor | None,
+    weight_tangent: Tensor | None,
     grad_projected: Tensor | None,
     grad_scores: Tensor | None,
     query: Tensor,
@@ -165,9 +165,10 @@ _PASSES = declare(
         _backward_backward,
     ),
     memory_read_project_double_backward=Pass(
-        "(Tensor? gg_query, Tensor? gg_memory, Tensor? gg_weight, Tensor? grad_projected,"
-        " Tensor? grad_scores, Tensor query, Tensor memory, Tensor weight, Tensor? gumbel)"
-        " -> (Tensor gg_projected, Tensor gg_scores, Tensor grad_query, Tensor grad_memory,"
+        "(Tensor? query_tangent, Tensor? memory_tangent, Tensor? weight_tangent,"
+        " Tensor? grad_projected, Tensor? grad_scores,"
+        " Tensor query, Tensor memory, Tensor weight, Tensor? gumbel)"
+        " -> (Tensor projected_dot, Tensor scores_dot, Tensor grad_query, Tensor grad_memory,"
         " Tensor grad_weight)",
         _double_backward_fake,
     ),

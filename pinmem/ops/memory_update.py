@@ -130,11 +130,11 @@ def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tup
 
 
 def _double_backward_fake(
-    gg_memory: Tensor | None,
-    gg_sums: Tensor | None,
-    gg_mass: Tensor | None,
-    gg_weight: Tensor | None,
-    gg_bias: Tensor | None,
+    memory_tangent: Tensor | None,
+    sums_tangent: Tensor | None,
+    mass_tangent: Tensor | None,
+    weight_tangent: Tensor | None,
+    bias_tangent: Tensor | None,
     grad_memory: Tensor | None,
     grad_divergence: Tensor | None,
     grad_classification: Tensor | None,
@@ -170,9 +170,9 @@ _PASSES = declare(
         _backward_backward,
     ),
     memory_update_double_backward=Pass(
-        "(Tensor? gg_memory, Tensor? gg_sums, Tensor? gg_mass, Tensor? gg_weight,"
-        f" Tensor? gg_bias, {_GRADS}, {_INPUTS})"
-        " -> (Tensor gg_new_memory, Tensor gg_divergence, Tensor gg_classification,"
+        "(Tensor? memory_tangent, Tensor? sums_tangent, Tensor? mass_tangent,"
+        f" Tensor? weight_tangent, Tensor? bias_tangent, {_GRADS}, {_INPUTS})"
+        " -> (Tensor new_memory_dot, Tensor divergence_dot, Tensor classification_dot,"
         f" {_INPUT_GRADS})",
         _double_backward_fake,
     ),

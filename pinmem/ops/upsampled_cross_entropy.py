@@ -124,13 +124,13 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward_backward(
-    passes: Any, ctx: Any, gg_logits: Tensor | None
+    passes: Any, ctx: Any, logits_tangent: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    if gg_logits is None:
+    if logits_tangent is None:
         return (None,) * 7
     grad_loss, unit_grad, logits, target, class_weight = ctx.saved_tensors
-    gg_loss, grad_logits = passes.upsampled_cross_entropy_double_backward(
-        dense_like(gg_logits, logits),
+    loss_dot, grad_logits = passes.upsampled_cross_entropy_double_backward(
+        dense_like(logits_tangent, logits),
         grad_loss,
         unit_grad,
         logits,
@@ -140,11 +140,11 @@ def _backward_backward(
         ctx.ignore_index,
     )
     # unit_grad is the first derivative at logits: its own dependence is in grad_logits.
-    return gg_loss, None, grad_logits, None, None, None, None
+    return loss_dot, None, grad_logits, None, None, None, None
 
 
 def _double_backward_fake(
-    gg_logits: Tensor,
+    logits_tangent: Tensor,
     grad_loss: Tensor,
     unit_grad: Tensor,
     logits: Tensor,
@@ -173,9 +173,9 @@ _PASSES = declare(
         _backward_backward,
     ),
     upsampled_cross_entropy_double_backward=Pass(
-        "(Tensor gg_logits, Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,"
+        "(Tensor logits_tangent, Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,"
         " Tensor? class_weight, float temperature, int ignore_index)"
-        " -> (Tensor gg_loss, Tensor grad_logits)",
+        " -> (Tensor loss_dot, Tensor grad_logits)",
         _double_backward_fake,
     ),
 )

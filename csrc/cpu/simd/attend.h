@@ -87,12 +87,12 @@ inline void normalise_second(const A* q, const A* dq, const A* scale, const A* c
                              const A* along_v, int64_t channels, A* e, A* de, A* columns) {
   A* along_e = columns;
   A* turned = columns + kPixels;
-  A* moved = columns + 2 * kPixels;
+  A* turned_dot = columns + 2 * kPixels;
   dot_columns(dq, e, channels, turned);
-  dot_columns(q, de, channels, moved);
+  dot_columns(q, de, channels, turned_dot);
   normalise_backward(q, scale, curved, channels, e, along_e);
   for_vectors<A>(1, [&](int64_t i, int) {
-    store<A>(turned + i, (load<A>(turned + i) + load<A>(moved + i)) * load<A>(curved + i));
+    store<A>(turned + i, (load<A>(turned + i) + load<A>(turned_dot + i)) * load<A>(curved + i));
   });
   for_vectors<A>(channels, [&](int64_t i, int p) {
     const Vec<A> bent = load<A>(de + i) - load<A>(dq + i) * load<A>(along_e + p) -
@@ -171,33 +171,33 @@ inline void attend_scaled(const MemoryRead<T>& op, const Place& at, uint32_t* pa
   attention(op, at, to);
 }
 
-/// The tiles of a derivative along directions v of x and V of M.
+/// The tiles of a derivative along tangents v of x and V of M.
 template <class A>
-struct Motion {
+struct Derivatives {
   A *q, *s, *a, *along;
 
-  Motion(Scratch& scratch, int64_t channels, int64_t slots)
+  Derivatives(Scratch& scratch, int64_t channels, int64_t slots)
       : q(scratch.take<A>(channels * kPixels)),
         s(scratch.take<A>(slots * kPixels)),
         a(scratch.take<A>(slots * kPixels)),
         along(scratch.take<A>(kPixels)) {}
 };
 
-/// How q, s and a move along the directions; `along` is q.v.
+/// How q, s and a move along the tangents; `along` is q.v.
 template <class T, class A = accumulator_t<T>>
-inline void move(const MemoryRead<T>& op, const MemoryReadDirections<T>& direction, const Place& at,
-                 const Attention<A>& here, const Motion<A>& to) {
+inline void differentiate(const MemoryRead<T>& op, const MemoryReadTangents<T>& tangent,
+                          const Place& at, const Attention<A>& here, const Derivatives<A>& to) {
   using Step = MultiplyAdd<A>;
-  if (direction.query != nullptr) {
-    load_tile(op.pixels, at, all_channels(direction.query, op.channels), to.q);
+  if (tangent.query != nullptr) {
+    load_tile(op.pixels, at, all_channels(tangent.query, op.channels), to.q);
     normalise_backward(here.q, here.scale, here.curved, op.channels, to.q, to.along);
   } else {
     fill(to.q, op.channels * kPixels, A{0});
     fill(to.along, kPixels, A{0});
   }
   gemm_panels<Step>(op.slots, kPixels, op.channels, op.memory, to.q, kPixels, to.s, kPixels);
-  if (direction.memory != nullptr) {
-    gemm_panels<Step>(op.slots, kPixels, op.channels, direction.memory, here.q, kPixels, to.s,
+  if (tangent.memory != nullptr) {
+    gemm_panels<Step>(op.slots, kPixels, op.channels, tangent.memory, here.q, kPixels, to.s,
                       kPixels, true);
   }
   softmax_backward(here.a, to.s, op.slots, here.columns, to.a);
@@ -205,19 +205,19 @@ inline void move(const MemoryRead<T>& op, const MemoryReadDirections<T>& directi
 
 /// How ds = a (da - t) moves with a and da: ds (given as da) and dds (given as dda) are formed.
 template <class A>
-inline void softmax_second(const A* a, const A* moved_a, int64_t slots, A* columns, A* da, A* dda) {
+inline void softmax_second(const A* a, const A* a_dot, int64_t slots, A* columns, A* da, A* dda) {
   A* t = columns;
   A* dt = columns + kPixels;
   A* part = columns + 2 * kPixels;
   dot_columns(a, da, slots, t);
-  dot_columns(moved_a, da, slots, dt);
+  dot_columns(a_dot, da, slots, dt);
   dot_columns(a, dda, slots, part);
   add_tile(part, 1, dt);
   for_vectors<A>(slots, [&](int64_t i, int p) {
     const Vec<A> centred = load<A>(da + i) - load<A>(t + p);
     store<A>(da + i, load<A>(a + i) * centred);
-    store<A>(dda + i, load<A>(moved_a + i) * centred +
-                          load<A>(a + i) * (load<A>(dda + i) - load<A>(dt + p)));
+    store<A>(dda + i,
+             load<A>(a_dot + i) * centred + load<A>(a + i) * (load<A>(dda + i) - load<A>(dt + p)));
   });
 }
 

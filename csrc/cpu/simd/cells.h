@@ -53,12 +53,12 @@ class Cells {
   int64_t scratch_bytes() const { return bytes_; }
 
   /// Where to put the source row below the cells; the one that was there is now above. The same
-  /// for the direction of a second derivative.
+  /// for the tangent of a second derivative.
   A* next_row() {
     swap(rows_[0], rows_[1]);
     return rows_[1];
   }
-  A* next_direction() {
+  A* next_tangent() {
     swap(rows_[2], rows_[3]);
     return rows_[3];
   }
@@ -272,7 +272,7 @@ class Cells {
   const int64_t pixel_stride_;
   const int64_t most_;
   const A sharpness_;
-  // Source rows above and below the cells: of the logits, then of the direction.
+  // Source rows above and below the cells: of the logits, then of the tangent.
   A* rows_[order == Order::second ? 4 : 2];
   // Gradients: left and right corners above, left and right corners below.
   A *sums_[4], *spare_;

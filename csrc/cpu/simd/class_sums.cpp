@@ -162,7 +162,7 @@ PINMEM_INLINE void for_tiles(const SoftLabels<A>& task, int64_t begin, int64_t e
 
 template <class A>
 int64_t class_sums_scratch(const SoftLabels<A>& task) {
-  // Rows of features and of a direction, and e.
+  // Rows of features and of a tangent, and e.
   return (2 * tile_pixels<A>(task.stride) + 1) * task.stride * static_cast<int64_t>(sizeof(A));
 }
 
@@ -218,21 +218,21 @@ void class_sums_backward_chunk(const SoftLabels<A>& task, const A* grad_sums, co
 }
 
 template <class A, class T, class L>
-void class_sums_double_backward_chunk(const SoftLabels<A>& task, const T* gg_features,
+void class_sums_double_backward_chunk(const SoftLabels<A>& task, const T* features_tangent,
                                       const A* grad_sums, const T* features, const L* labels,
-                                      int64_t begin, int64_t end, A* gg_sums, T* grad_features,
+                                      int64_t begin, int64_t end, A* sums_dot, T* grad_features,
                                       void* scratch) {
   const int64_t stride = task.stride;
   A* const rows = static_cast<A*>(scratch);
-  A* const directions = rows + tile_pixels<A>(task.stride) * stride;
-  A* const e = directions + tile_pixels<A>(task.stride) * stride;
-  clear(gg_sums, task.num_classes * stride);
+  A* const tangents = rows + tile_pixels<A>(task.stride) * stride;
+  A* const e = tangents + tile_pixels<A>(task.stride) * stride;
+  clear(sums_dot, task.num_classes * stride);
   for_tiles(task, begin, end, [&](int64_t first, int64_t last) {
     load_pixels(task, features, first, last, rows);
-    load_pixels(task, gg_features, first, last, directions);
+    load_pixels(task, features_tangent, first, last, tangents);
     for (int64_t p = first; p < last; ++p) {
       A* x = rows + (p - first) * stride;
-      const A* v = directions + (p - first) * stride;
+      const A* v = tangents + (p - first) * stride;
       const Shares<A> shares = shares_of(task, labels, p);
       if (shares.count == 0) {
         clear(x, stride);
@@ -244,9 +244,9 @@ void class_sums_double_backward_chunk(const SoftLabels<A>& task, const T* gg_fea
       const A qv = norm.curved ? r * dot(x, v, stride) : A{0};
       const A qe = norm.curved ? r * dot(x, e, stride) : A{0};
       const A ve = norm.curved ? dot(v, e, stride) : A{0};
-      // gg_sums gets m q', q' = r (v - q (q.v)).
+      // sums_dot gets m q', q' = r (v - q (q.v)).
       for (int i = 0; i < shares.count; ++i) {
-        A* sum = gg_sums + shares.label[i] * stride;
+        A* sum = sums_dot + shares.label[i] * stride;
         const A share = shares.weight[i] * r;
         const A along = share * r * qv;
         for (int64_t c = 0; c < stride; c += kLanes<A>) {

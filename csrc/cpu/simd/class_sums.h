@@ -35,10 +35,10 @@ PINMEM_KERNEL(template <class A, class T, class L> void class_sums_backward_chun
     const SoftLabels<A>& task, const A* grad_sums, const T* features, const L* labels,
     int64_t begin, int64_t end, T* grad_features, void* scratch))
 
-// Its derivative along gg_features: sets gg_sums [K, stride] to the pixels' part.
+// Its derivative along features_tangent: sets sums_dot [K, stride] to the pixels' part.
 PINMEM_KERNEL(template <class A, class T, class L> void class_sums_double_backward_chunk(
-    const SoftLabels<A>& task, const T* gg_features, const A* grad_sums, const T* features,
-    const L* labels, int64_t begin, int64_t end, A* gg_sums, T* grad_features, void* scratch))
+    const SoftLabels<A>& task, const T* features_tangent, const A* grad_sums, const T* features,
+    const L* labels, int64_t begin, int64_t end, A* sums_dot, T* grad_features, void* scratch))
 // clang-format on
 
 }  // namespace pinmem

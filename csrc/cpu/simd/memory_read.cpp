@@ -146,15 +146,15 @@ void memory_read_backward(const MemoryRead<T>& op, const MemoryReadCotangents<T>
 
 template <class T>
 void memory_read_double_backward(const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad,
-                                 const MemoryReadDirections<T>& direction, int64_t begin,
-                                 int64_t end, T* gg_readout, T* gg_scores, T* grad_query,
+                                 const MemoryReadTangents<T>& tangent, int64_t begin, int64_t end,
+                                 T* readout_dot, T* scores_dot, T* grad_query,
                                  accumulator_t<T>* grad_memory, char* memory) {
   using A = accumulator_t<T>;
   using Step = MultiplyAdd<A>;
   const int64_t channels = op.channels, slots = op.slots, stride = padded<A>(channels);
   Scratch scratch{memory};
   const Attention<A> here(scratch, channels, slots);
-  const Motion<A> moved(scratch, channels, slots);
+  const Derivatives<A> dot_of(scratch, channels, slots);
   A* dc = scratch.take<A>(channels * kPixels);
   A* e = dc;  // dc is read before e is written
   A* de = scratch.take<A>(channels * kPixels);
@@ -168,27 +168,27 @@ void memory_read_double_backward(const MemoryRead<T>& op, const MemoryReadCotang
   for (int64_t tile = begin; tile < end; ++tile) {
     const Place at = place_of(op.pixels, tile);
     attend(op, at, here);
-    move(op, direction, at, here, moved);
-    store_tile(op.pixels, at, moved.s, all_channels(gg_scores, slots));
-    store_tile(op.pixels, at, moved.q, Channels<T>{gg_readout, 2 * channels, 0, channels});
-    gemm_panels<Step>(channels, kPixels, slots, op.memory_t, moved.a, kPixels, context, kPixels);
-    if (direction.memory != nullptr) {
-      gemm_panels<Step>(channels, kPixels, slots, direction.memory_t, here.a, kPixels, context,
+    differentiate(op, tangent, at, here, dot_of);
+    store_tile(op.pixels, at, dot_of.s, all_channels(scores_dot, slots));
+    store_tile(op.pixels, at, dot_of.q, Channels<T>{readout_dot, 2 * channels, 0, channels});
+    gemm_panels<Step>(channels, kPixels, slots, op.memory_t, dot_of.a, kPixels, context, kPixels);
+    if (tangent.memory != nullptr) {
+      gemm_panels<Step>(channels, kPixels, slots, tangent.memory_t, here.a, kPixels, context,
                         kPixels, true);
     }
-    store_tile(op.pixels, at, context, Channels<T>{gg_readout, 2 * channels, channels, channels});
+    store_tile(op.pixels, at, context, Channels<T>{readout_dot, 2 * channels, channels, channels});
 
     fill(dds, slots * kPixels, A{0});
     if (grad.readout != nullptr) {
       load_tile(op.pixels, at, Channels<const T>{grad.readout, 2 * channels, channels, channels},
                 dc);
       gemm_panels<Step>(slots, kPixels, channels, op.memory, dc, kPixels, ds, kPixels);
-      if (direction.memory != nullptr) {
-        gemm_panels<Step>(slots, kPixels, channels, direction.memory, dc, kPixels, dds, kPixels);
+      if (tangent.memory != nullptr) {
+        gemm_panels<Step>(slots, kPixels, channels, tangent.memory, dc, kPixels, dds, kPixels);
       }
-      softmax_second(here.a, moved.a, slots, here.columns, ds, dds);
+      softmax_second(here.a, dot_of.a, slots, here.columns, ds, dds);
       pixels_first(dc, channels, rows, stride);
-      add_outer(moved.a, slots, rows, stride, grad_memory);
+      add_outer(dot_of.a, slots, rows, stride, grad_memory);
     } else {
       fill(ds, slots * kPixels, A{0});
     }
@@ -198,7 +198,7 @@ void memory_read_double_backward(const MemoryRead<T>& op, const MemoryReadCotang
     }
     pixels_first(here.q, channels, rows, stride);
     add_outer(dds, slots, rows, stride, grad_memory);
-    pixels_first(moved.q, channels, rows, stride);
+    pixels_first(dot_of.q, channels, rows, stride);
     add_outer(ds, slots, rows, stride, grad_memory);
 
     if (grad.readout != nullptr) {
@@ -207,24 +207,23 @@ void memory_read_double_backward(const MemoryRead<T>& op, const MemoryReadCotang
     gemm_panels<Step>(channels, kPixels, slots, op.memory_t, ds, kPixels, e, kPixels,
                       grad.readout != nullptr);
     gemm_panels<Step>(channels, kPixels, slots, op.memory_t, dds, kPixels, de, kPixels);
-    if (direction.memory != nullptr) {
-      gemm_panels<Step>(channels, kPixels, slots, direction.memory_t, ds, kPixels, de, kPixels,
-                        true);
+    if (tangent.memory != nullptr) {
+      gemm_panels<Step>(channels, kPixels, slots, tangent.memory_t, ds, kPixels, de, kPixels, true);
     }
-    normalise_second(here.q, moved.q, here.scale, here.curved, moved.along, channels, e, de,
+    normalise_second(here.q, dot_of.q, here.scale, here.curved, dot_of.along, channels, e, de,
                      here.columns);
     store_tile(op.pixels, at, de, all_channels(grad_query, channels));
   }
 }
 
-#define PINMEM_MEMORY_READ(T)                                                                 \
-  template int64_t memory_read_scratch<T>(int64_t, int64_t);                                  \
-  template void memory_read<T>(const MemoryRead<T>&, int64_t, int64_t, T*, T*, char*);        \
-  template void memory_read_backward<T>(const MemoryRead<T>&, const MemoryReadCotangents<T>&, \
-                                        int64_t, int64_t, T*, accumulator_t<T>*, char*);      \
-  template void memory_read_double_backward<T>(                                               \
-      const MemoryRead<T>&, const MemoryReadCotangents<T>&, const MemoryReadDirections<T>&,   \
-      int64_t, int64_t, T*, T*, T*, accumulator_t<T>*, char*);
+#define PINMEM_MEMORY_READ(T)                                                                      \
+  template int64_t memory_read_scratch<T>(int64_t, int64_t);                                       \
+  template void memory_read<T>(const MemoryRead<T>&, int64_t, int64_t, T*, T*, char*);             \
+  template void memory_read_backward<T>(const MemoryRead<T>&, const MemoryReadCotangents<T>&,      \
+                                        int64_t, int64_t, T*, accumulator_t<T>*, char*);           \
+  template void memory_read_double_backward<T>(                                                    \
+      const MemoryRead<T>&, const MemoryReadCotangents<T>&, const MemoryReadTangents<T>&, int64_t, \
+      int64_t, T*, T*, T*, accumulator_t<T>*, char*);
 PINMEM_MEMORY_READ(double)
 PINMEM_MEMORY_READ(float)
 PINMEM_MEMORY_READ(bfloat16)

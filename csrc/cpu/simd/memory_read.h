@@ -31,9 +31,9 @@ struct MemoryReadCotangents {
   const T* scores;
 };
 
-/// Directions of the inputs for the second derivative, null where absent; the memory's in panels.
+/// Tangents of the inputs for the second derivative, null where absent; the memory's in panels.
 template <class T>
-struct MemoryReadDirections {
+struct MemoryReadTangents {
   using A = accumulator_t<T>;
   const T* query;
   const A* memory;
@@ -57,7 +57,7 @@ PINMEM_KERNEL(template <class T> void memory_read_backward(
 // Tiles [begin, end) of the maps, and their share of grad_memory.
 PINMEM_KERNEL(template <class T> void memory_read_double_backward(
     const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad,
-    const MemoryReadDirections<T>& direction, int64_t begin, int64_t end, T* gg_readout,
-    T* gg_scores, T* grad_query, accumulator_t<T>* grad_memory, char* scratch))
+    const MemoryReadTangents<T>& tangent, int64_t begin, int64_t end, T* readout_dot, T* scores_dot,
+    T* grad_query, accumulator_t<T>* grad_memory, char* scratch))
 
 }  // namespace pinmem

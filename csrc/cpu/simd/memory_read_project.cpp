@@ -187,8 +187,8 @@ void memory_read_project_backward(const MemoryReadProject<T>& op,
 template <class T>
 void memory_read_project_double_backward(const MemoryReadProject<T>& op,
                                          const MemoryReadCotangents<T>& grad,
-                                         const MemoryReadProjectDirections<T>& direction,
-                                         int64_t begin, int64_t end, T* gg_projected, T* gg_scores,
+                                         const MemoryReadProjectTangents<T>& tangent, int64_t begin,
+                                         int64_t end, T* projected_dot, T* scores_dot,
                                          T* grad_query, accumulator_t<T>* sums, char* memory) {
   using A = accumulator_t<T>;
   using Step = MultiplyAdd<A>;
@@ -196,7 +196,7 @@ void memory_read_project_double_backward(const MemoryReadProject<T>& op,
   const int64_t channels = op.read.channels, slots = op.read.slots, outputs = op.outputs;
   Scratch scratch{memory};
   const Attention<A> here(scratch, channels, slots);
-  const Motion<A> moved(scratch, channels, slots);
+  const Derivatives<A> dot_of(scratch, channels, slots);
   const Cotangents<A> to(scratch, channels, slots, outputs, 2);
   A* dds = scratch.take<A>(slots * kPixels);
   A* de = scratch.take<A>(channels * kPixels);
@@ -211,34 +211,34 @@ void memory_read_project_double_backward(const MemoryReadProject<T>& op,
   for (int64_t tile = begin; tile < end; ++tile) {
     const Place at = place_of(pixels, tile);
     attend(op.read, at, here);
-    move(op.read, direction.read, at, here, moved);
-    store_tile(pixels, at, moved.s, all_channels(gg_scores, slots));
-    product(outputs, channels, op.weight, moved.q, y, false);
-    product(outputs, slots, op.slots_t, moved.a, y, true);
-    product(outputs, channels, direction.weight, here.q, y, true);
-    product(outputs, slots, direction.slots_t, here.a, y, true);
-    store_tile(pixels, at, y, all_channels(gg_projected, outputs));
+    differentiate(op.read, tangent.read, at, here, dot_of);
+    store_tile(pixels, at, dot_of.s, all_channels(scores_dot, slots));
+    product(outputs, channels, op.weight, dot_of.q, y, false);
+    product(outputs, slots, op.slots_t, dot_of.a, y, true);
+    product(outputs, channels, tangent.weight, here.q, y, true);
+    product(outputs, slots, tangent.slots_t, here.a, y, true);
+    store_tile(pixels, at, y, all_channels(projected_dot, outputs));
 
     load_cotangent(op, grad.readout, at, to.d);
     fill(dds, slots * kPixels, A{0});
     product(slots, outputs, op.slots, to.d, to.ds, false);
-    product(slots, outputs, direction.slots, to.d, dds, false);
-    softmax_second(here.a, moved.a, slots, here.columns, to.ds, dds);
+    product(slots, outputs, tangent.slots, to.d, dds, false);
+    softmax_second(here.a, dot_of.a, slots, here.columns, to.ds, dds);
     add_scores(op, grad.scores, at, here.s, to.ds);
 
     A* last = sums + outputs * columns;
     pixels_first(here.q, channels, to.rows, columns);
     gemm_tile<Step, kPixels>(slots, features, kPixels, dds, to.rows, columns, last, columns, true);
-    pixels_first(moved.q, channels, to.rows, columns);
+    pixels_first(dot_of.q, channels, to.rows, columns);
     pixels_first(here.a, slots, to.rows + features, columns);
-    pixels_first(moved.a, slots, to.rows + features + padded<A>(slots), columns);
+    pixels_first(dot_of.a, slots, to.rows + features + padded<A>(slots), columns);
     gemm_tile<Step, kPixels>(outputs + slots, columns, kPixels, to.d, to.rows, columns, sums,
                              columns, true);
 
     product(channels, outputs + slots, op.back, to.d, to.e, false);
     product(channels, slots, op.read.memory_t, dds, de, false);
-    product(channels, outputs + slots, direction.back, to.d, de, true);
-    normalise_second(here.q, moved.q, here.scale, here.curved, moved.along, channels, to.e, de,
+    product(channels, outputs + slots, tangent.back, to.d, de, true);
+    normalise_second(here.q, dot_of.q, here.scale, here.curved, dot_of.along, channels, to.e, de,
                      here.columns);
     store_tile(pixels, at, de, all_channels(grad_query, channels));
   }
@@ -253,7 +253,7 @@ void memory_read_project_double_backward(const MemoryReadProject<T>& op,
                                                 T*, accumulator_t<T>*, bool, char*);              \
   template void memory_read_project_double_backward<T>(                                           \
       const MemoryReadProject<T>&, const MemoryReadCotangents<T>&,                                \
-      const MemoryReadProjectDirections<T>&, int64_t, int64_t, T*, T*, T*, accumulator_t<T>*,     \
+      const MemoryReadProjectTangents<T>&, int64_t, int64_t, T*, T*, T*, accumulator_t<T>*,       \
       char*);
 PINMEM_MEMORY_READ_PROJECT(double)
 PINMEM_MEMORY_READ_PROJECT(float)

@@ -21,12 +21,12 @@ struct MemoryReadProject {
   const uint32_t* back_pairs;
 };
 
-/// Directions of the inputs for the second derivative, [Y_q, Y_c] that of the weight; null where
+/// Tangents of the inputs for the second derivative, [Y_q, Y_c] that of the weight; null where
 /// absent.
 template <class T>
-struct MemoryReadProjectDirections {
+struct MemoryReadProjectTangents {
   using A = accumulator_t<T>;
-  MemoryReadDirections<T> read;
+  MemoryReadTangents<T> read;
   const A* weight;   // Y_q, [O, C]
   const A* slots_t;  // how P^T moves, [O, K]
   const A* slots;    // how P moves, [K, O]
@@ -55,7 +55,7 @@ PINMEM_KERNEL(template <class T> void memory_read_project_backward(
 //   ds'^T q added.
 PINMEM_KERNEL(template <class T> void memory_read_project_double_backward(
     const MemoryReadProject<T>& op, const MemoryReadCotangents<T>& grad,
-    const MemoryReadProjectDirections<T>& direction, int64_t begin, int64_t end, T* gg_projected,
-    T* gg_scores, T* grad_query, accumulator_t<T>* sums, char* scratch))
+    const MemoryReadProjectTangents<T>& tangent, int64_t begin, int64_t end, T* projected_dot,
+    T* scores_dot, T* grad_query, accumulator_t<T>* sums, char* scratch))
 
 }  // namespace pinmem

@@ -135,11 +135,11 @@ void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotange
   }
 }
 
-/// All that backward computes, moved along the directions.
+/// All that backward computes, differentiated along the tangents.
 template <class T>
 void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
-                                   const MemoryUpdateInputs<const T>& direction, T* gg_new_memory,
-                                   T* gg_divergence, T* gg_classification,
+                                   const MemoryUpdateInputs<const T>& tangent, T* new_memory_dot,
+                                   T* divergence_dot, T* classification_dot,
                                    const MemoryUpdateInputs<T>& to, char* memory) {
   using A = double;
   const int64_t slots = op.slots;
@@ -147,60 +147,60 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
   const Update<A> state(scratch, slots, op.channels, 4);
   const int64_t stride = state.stride, wide = state.wide;
   A* dn = scratch.take<A>(slots * stride);
-  A* moved_dn = scratch.take<A>(slots * stride);
-  A* along = scratch.take<A>(slots);             // N.u' of every slot
-  A* moved = scratch.take<A>(slots * 2 * wide);  // how G and Z move
+  A* dn_dot = scratch.take<A>(slots * stride);
+  A* along = scratch.take<A>(slots);                    // N.u' of every slot
+  A* products_dot = scratch.take<A>(slots * 2 * wide);  // how G and Z move
   A* sums = scratch.take<A>(stride);
-  A* moved_sums = scratch.take<A>(stride);
+  A* sums_dot = scratch.take<A>(stride);
   A* row = state.row;
   form(op, state);
-  fill(moved, slots * 2 * wide, A{0});
+  fill(products_dot, slots * 2 * wide, A{0});
 
   // How u and N move: u' = keep M' + share (S' - S m'/m).
   for (int64_t k = 0; k < slots; ++k) {
     A* u = state.moving + k * stride;
-    load_given(state, direction.memory, k, u);
+    load_given(state, tangent.memory, k, u);
     combine(state.keep[k], u, A{0}, u, stride, u);
     const A mass = to_acc<A>(op.mass[k]);
     if (mass > A{0}) {
-      const A rate = direction.mass != nullptr ? to_acc<A>(direction.mass[k]) / mass : A{0};
+      const A rate = tangent.mass != nullptr ? to_acc<A>(tangent.mass[k]) / mass : A{0};
       load_given(state, op.sums, k, sums);
-      load_given(state, direction.sums, k, moved_sums);
-      combine(A{1}, moved_sums, -rate, sums, stride, moved_sums);
-      combine(A{1}, u, state.share[k], moved_sums, stride, u);
+      load_given(state, tangent.sums, k, sums_dot);
+      combine(A{1}, sums_dot, -rate, sums, stride, sums_dot);
+      combine(A{1}, u, state.share[k], sums_dot, stride, u);
     }
     along[k] = along_sphere(state, k, u, u);
   }
-  store_all(state, state.moving, gg_new_memory);
-  load_all(state, direction.weight, state.turning);
-  state.cross(state.moving, state.normal, state.weight, moved);
-  state.cross(state.normal, state.moving, state.turning, moved, true);
+  store_all(state, state.moving, new_memory_dot);
+  load_all(state, tangent.weight, state.turning);
+  state.cross(state.moving, state.normal, state.weight, products_dot);
+  state.cross(state.normal, state.moving, state.turning, products_dot, true);
 
   const A pull = 2 * scalar(grad.divergence) * state.per_pair();
   const A push = scalar(grad.classification) / static_cast<A>(slots);
   A overlap = 0, loss = 0;
   for (int64_t k = 0; k < slots; ++k) {
     const A* p = state.logits(k);
-    A* z = moved + k * 2 * wide + wide;
+    A* z = products_dot + k * 2 * wide + wide;
     softmax_row(state.logits(k), slots, wide);
-    for (int64_t j = 0; j < slots && direction.bias != nullptr; ++j) {
-      z[j] += to_acc<A>(direction.bias[j]);
+    for (int64_t j = 0; j < slots && tangent.bias != nullptr; ++j) {
+      z[j] += to_acc<A>(tangent.bias[j]);
     }
     const A mean = dot(p, z, wide);
     loss += mean - z[k];
-    overlap += sum_growing(state.similarities(k), moved + k * 2 * wide, wide);
+    overlap += sum_growing(state.similarities(k), products_dot + k * 2 * wide, wide);
     for (int64_t j = 0; j < slots; ++j) {
       state.left_row(k, 0)[j] = push * p[j] * (z[j] - mean);  // L'
       state.left_row(k, 1)[j] = state.similarities(k)[j] >= A{0} ? pull : A{0};
       state.left_row(k, 2)[j] = push * (p[j] - (j == k ? A{1} : A{0}));
     }
   }
-  *gg_divergence = from_acc<T>(overlap * state.per_pair());
-  *gg_classification = from_acc<T>(loss / static_cast<A>(slots));
+  *divergence_dot = from_acc<T>(overlap * state.per_pair());
+  *classification_dot = from_acc<T>(loss / static_cast<A>(slots));
   store_column_sums(state, 0, to.bias);
 
   // dN = gN + X N + L W moves by L' W + X N' + L W', and dW = L^T N by L'^T N + L^T N'.
-  state.multiply_rows(state.beside(0), state.weight, stride, moved_dn, false);
+  state.multiply_rows(state.beside(0), state.weight, stride, dn_dot, false);
   load_all(state, grad.memory, dn);
   state.multiply_rows(state.beside(1), state.normal, stride, dn, true);
   A* dw = state.weight;  // the weight has been read
@@ -211,28 +211,27 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
   for (int64_t k = 0; k < slots; ++k) {
     // du = (dN - N (N.dN)) / |u| moves as 1 / |u|, dN and both N do.
     A* du = dn + k * stride;
-    A* moved_du = moved_dn + k * stride;
+    A* du_dot = dn_dot + k * stride;
     const A* n = state.normal + k * stride;
-    const A* moved_n = state.moving + k * stride;
-    const A turn = (dot(moved_n, du, stride) + dot(n, moved_du, stride)) * state.curved[k];
+    const A* n_dot = state.moving + k * stride;
+    const A turn = (dot(n_dot, du, stride) + dot(n, du_dot, stride)) * state.curved[k];
     const A part = along_sphere(state, k, du, du);
-    combine(A{1}, moved_du, -part, moved_n, stride, moved_du);
-    combine(A{1}, moved_du, -turn, n, stride, moved_du);
-    combine(A{1}, moved_du, -along[k], du, stride, moved_du);
-    combine(state.inverse[k], moved_du, A{0}, moved_du, stride, moved_du);
+    combine(A{1}, du_dot, -part, n_dot, stride, du_dot);
+    combine(A{1}, du_dot, -turn, n, stride, du_dot);
+    combine(A{1}, du_dot, -along[k], du, stride, du_dot);
+    combine(state.inverse[k], du_dot, A{0}, du_dot, stride, du_dot);
 
     const A mass = to_acc<A>(op.mass[k]);
     const bool present = mass > A{0};
-    const A rate =
-        present && direction.mass != nullptr ? to_acc<A>(direction.mass[k]) / mass : A{0};
-    store_given(state, state.keep[k], moved_du, A{0}, du, k, row, to.memory);
-    store_given(state, state.share[k], moved_du, -state.share[k] * rate, du, k, row, to.sums);
+    const A rate = present && tangent.mass != nullptr ? to_acc<A>(tangent.mass[k]) / mass : A{0};
+    store_given(state, state.keep[k], du_dot, A{0}, du, k, row, to.memory);
+    store_given(state, state.share[k], du_dot, -state.share[k] * rate, du, k, row, to.sums);
     // As in sums_part.
     const bool by_memory = state.by_memory[k] > A{0};
     load_given(state, by_memory ? op.memory : op.sums, k, sums);
-    load_given(state, by_memory ? direction.memory : direction.sums, k, moved_sums);
+    load_given(state, by_memory ? tangent.memory : tangent.sums, k, sums_dot);
     const A fixed = dot(sums, du, stride);
-    const A moving = dot(moved_sums, du, stride) + dot(sums, moved_du, stride);
+    const A moving = dot(sums_dot, du, stride) + dot(sums, du_dot, stride);
     const A slope = by_memory ? state.keep[k] * (moving - rate * fixed)
                               : state.share[k] * (2 * rate * fixed - moving);
     to.mass[k] = from_acc<T>(present ? slope / mass : A{0});

@@ -19,7 +19,7 @@ struct MemoryUpdateCotangents {
   const T *memory, *divergence, *classification;
 };
 
-/// The inputs' gradients or, null where absent, directions.
+/// The inputs' gradients or, null where absent, tangents.
 template <class T>
 struct MemoryUpdateInputs {
   T *memory, *sums, *mass, *weight, *bias;
@@ -41,7 +41,7 @@ PINMEM_KERNEL(template <class T> void memory_update_backward(const MemoryUpdate<
 
 PINMEM_KERNEL(template <class T> void memory_update_double_backward(
     const MemoryUpdate<T>& op, const MemoryUpdateCotangents<T>& grad,
-    const MemoryUpdateInputs<const T>& direction, T* gg_new_memory, T* gg_divergence,
-    T* gg_classification, const MemoryUpdateInputs<T>& to, char* scratch))
+    const MemoryUpdateInputs<const T>& tangent, T* new_memory_dot, T* divergence_dot,
+    T* classification_dot, const MemoryUpdateInputs<T>& to, char* scratch))
 
 }  // namespace pinmem

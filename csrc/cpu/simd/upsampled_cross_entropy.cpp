@@ -32,7 +32,7 @@ void add_rows(const CrossEntropy<A>& task, const L* target, int64_t begin, int64
 }
 
 template <Order order, class A, class T, class L, class G>
-void run_band(const CrossEntropy<A>& task, const T* logits, const T* direction, const L* target,
+void run_band(const CrossEntropy<A>& task, const T* logits, const T* tangent, const L* target,
               int64_t image, int64_t first, int64_t last, const CrossEntropyBand<A, G>& band,
               void* scratch) {
   const Upsampling<A>& up = task.up;
@@ -42,13 +42,13 @@ void run_band(const CrossEntropy<A>& task, const T* logits, const T* direction, 
   Cells<A, order> cells(task, scratch);
   load_row(up, logits, first, cells.next_row());
   if constexpr (order == Order::second) {
-    direction += image * image_size;
-    load_row(up, direction, first, cells.next_direction());
+    tangent += image * image_size;
+    load_row(up, tangent, first, cells.next_tangent());
   }
   if constexpr (order != Order::loss) cells.clear_gradient();
   for (int64_t row = first; row < last; ++row) {
     load_row(up, logits, row + 1, cells.next_row());
-    if constexpr (order == Order::second) load_row(up, direction, row + 1, cells.next_direction());
+    if constexpr (order == Order::second) load_row(up, tangent, row + 1, cells.next_tangent());
     add_rows(task, target, up.row_begin[row], up.row_begin[row + 1], cells);
     if constexpr (order == Order::loss) continue;
     const A* gradient = cells.finish_row();
@@ -117,10 +117,10 @@ void cross_entropy_band(const CrossEntropy<A>& task, const T* logits, const L* t
 }
 
 template <class A, class T, class L>
-void cross_entropy_second_band(const CrossEntropy<A>& task, const T* logits, const T* direction,
+void cross_entropy_second_band(const CrossEntropy<A>& task, const T* logits, const T* tangent,
                                const L* target, int64_t image, int64_t first, int64_t last,
                                const CrossEntropyBand<A, T>& band, void* scratch) {
-  run_band<Order::second>(task, logits, direction, target, image, first, last, band, scratch);
+  run_band<Order::second>(task, logits, tangent, target, image, first, last, band, scratch);
 }
 
 template <class A, class G>

@@ -43,9 +43,9 @@ PINMEM_KERNEL(template <class A, class T, class L> void cross_entropy_band(
     const CrossEntropy<A>& task, const T* logits, const L* target, int64_t image, int64_t first,
     int64_t last, const CrossEntropyBand<A, A>& band, void* scratch))
 
-// The same for scale U^T[w p (u - p.u)], u = U(direction).
+// The same for scale U^T[w p (u - p.u)], u = U(tangent).
 PINMEM_KERNEL(template <class A, class T, class L> void cross_entropy_second_band(
-    const CrossEntropy<A>& task, const T* logits, const T* direction, const L* target,
+    const CrossEntropy<A>& task, const T* logits, const T* tangent, const L* target,
     int64_t image, int64_t first, int64_t last, const CrossEntropyBand<A, T>& band, void* scratch))
 
 // Writes source row `row` of `gradient`: the sum of two shares, `above` may be null.
