@@ -101,6 +101,19 @@ class Plan:
         return min(5, self.repetitions)
 
 
+def in_tf32(op: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether PyTorch's settings allow TF32 in an op's products, on either side of a row."""
+    products = {
+        "memory_read": torch.backends.cuda.matmul,
+        "memory_read_project": torch.backends.cudnn.conv,
+        "memory_module": torch.backends.cudnn.conv,
+        "training_step": torch.backends.cudnn.conv,
+    }
+    if device != "cuda" or dtype != torch.float32 or op not in products:
+        return False
+    return products[op].fp32_precision == "tf32"
+
+
 def short(dtype: torch.dtype) -> str:
     """The name of a dtype without its module."""
     return str(dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ import pinmem
 from benchmarks import ceilings, dispatch, peak_memory
 from benchmarks.case import FILES, Case, cases, importable, title
 from benchmarks.graphs import captured
-from benchmarks.plan import Plan, short
+from benchmarks.plan import Plan, in_tf32, short
 from benchmarks.timing import Rotation, Timing, alternate
 
 
@@ -139,6 +139,7 @@ def measure(plan: Plan, case: Case, index: int, weigh: _Scales) -> dict[str, Any
         "moved": case.moved,
         "operations": case.operations,
         "images": case.images,
+        "tf32": in_tf32(case.op, case.dtype, plan.device),
         "ours": list(case.ours),
         "left_out": case.left_out,
         "results": found,

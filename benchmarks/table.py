@@ -74,7 +74,8 @@ def _lines(row: Row, ceilings: dict[str, float]) -> Iterator[tuple[str, ...]]:
                 least = f"{_number(1000 * seconds)} ms ({seconds / fastest(mine):.0%})"
         times = [_against(found.get(baseline), mine, images) for baseline in BASELINES]
         peaks = [_peak(mine), *(_peak(found.get(baseline)) for baseline in BASELINES)]
-        first = (name, PASSES.get(row["pass"], row["pass"]), row["dtype"], shown)
+        dtype = row["dtype"] + (", TF32" if row.get("tf32") else "")
+        first = (name, PASSES.get(row["pass"], row["pass"]), dtype, shown)
         yield (*first, *times, moved, least, *peaks)
     for other in found:
         if other not in (*ours, *BASELINES):

@@ -19,7 +19,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def _own_types(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def own_types(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Without autocast, which would form the sums in half precision."""
 
     @functools.wraps(function)
@@ -32,7 +32,7 @@ def _own_types(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     return wrapped
 
 
-@_own_types
+@own_types
 def memory_read(
     query: Tensor, memory: Tensor, *, gumbel: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def memory_read(
     return torch.cat([q, context], dim=1), scores
 
 
-@_own_types
+@own_types
 def memory_read_project(
     query: Tensor, memory: Tensor, weight: Tensor, *, gumbel: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def memory_read_project(
     return F.conv2d(readout, weight.to(query.dtype)[:, :, None, None]), scores
 
 
-@_own_types
+@own_types
 def upsampled_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -74,7 +74,7 @@ def upsampled_cross_entropy(
     return total / torch.where(mass > 0, mass, torch.ones_like(mass))
 
 
-@_own_types
+@own_types
 def class_sums(
     features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int = 255
 ) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def class_sums(
     return torch.einsum("bkhw,bchw->kc", soft, q), soft.sum(dim=(0, 2, 3))
 
 
-@_own_types
+@own_types
 def memory_update(
     memory: Tensor, sums: Tensor, mass: Tensor, weight: Tensor, bias: Tensor, *, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +108,7 @@ def memory_update(
     return new_memory, divergence, F.cross_entropy(F.linear(new_memory, weight, bias), classes)
 
 
-@_own_types
+@own_types
 def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
     """:func:`pinmem.ops.upsampled_confusion` in plain PyTorch."""
     num_classes = logits.shape[1]

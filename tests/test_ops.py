@@ -253,6 +253,19 @@ def test_any_strides(op: str, backend: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ops.__all__)
+def test_autocast_changes_nothing(op: str, backend: str, device: str) -> None:
+    """An op computes in the types of its arguments, its passes too."""
+    case = build(op, SMALL[0]).to(torch.float32, device, torch.contiguous_format)
+    with pinmem.backend(backend):
+        expected = everything(case)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            got = everything(case)
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("backend, device", targets())
 @pytest.mark.parametrize("op", ["memory_read", "memory_read_project", "upsampled_cross_entropy"])
 def test_float32_parameters_with_bfloat16_maps(op: str, backend: str, device: str) -> None:
     """As under autocast; the parameters' gradients stay float32."""

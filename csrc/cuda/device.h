@@ -1,5 +1,16 @@
 // What every kernel needs: element types, fast functions, reductions. No torch header.
 //
+// The control flow of a pass, by file:
+//   <op>.cu   checks shapes and types (Python has checked them for users: these are for us),
+//             allocates the results and one block of scratch, fills a task with pointers and sizes,
+//             and launches on torch's current stream; registers its passes at the end.
+//   <op>_*.h  the kernels: a block takes a part of the pixels and writes its part of every sum to
+//             scratch. A last launch adds the parts in a fixed order: no floating-point atomics.
+//   features.h, columns.h, upsampling.h
+//             how feature maps and upsampled pixels are shared out, and their exact weights.
+//   tensor.h  tensors over the stable ABI, and Stream, which makes a device current and launches.
+// A temperature or a momentum is an argument; element types and the order are compiled in.
+//
 // The same text compiles for a GPU and, with PINMEM_HOST_EMULATION, for a CPU, where
 // emulation/cuda_on_cpu.h runs every thread of a block as a fiber: that is how the kernels are
 // tested on machines without a GPU.

@@ -39,6 +39,7 @@ from pinmem.kernels.maps import (
 from pinmem.kernels.memory_read import memory_read, memory_read_backward
 from pinmem.kernels.memory_read_project.pixel_sums import pixel_sums
 from pinmem.ops._maps import empty_map
+from pinmem.reference import own_types
 
 _MOST_CHANNELS = 256
 
@@ -133,6 +134,7 @@ def _plan(layout: Layout, slots: int, outputs: int, tf32: bool) -> Plan:
     )  # fmt: skip
 
 
+@own_types
 def memory_read_project_backward(
     grad_projected: Tensor | None,
     grad_scores: Tensor | None,

@@ -18,8 +18,10 @@ from pinmem.kernels.memory_read_project.backward import (
     weight_gradient,
 )
 from pinmem.kernels.memory_read_project.forward import memory_read_project
+from pinmem.reference import own_types
 
 
+@own_types
 def memory_read_project_double_backward(
     query_tangent: Tensor | None,
     memory_tangent: Tensor | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -97,7 +98,8 @@ def memory_read_project(
     slots, channels = memory.shape
     outputs = weight.shape[0]
     projected, scores = empty_map(query, outputs), empty_map(query, slots)
-    projected_memory = memory @ weight[:, channels:].T
+    projected_memory = memory.new_empty(slots, outputs)
+    torch.mm(memory, weight[:, channels:].T, out=projected_memory)  # autocast leaves `out` alone
     plan = _plan(layout_of(query), slots, outputs, tf32_allowed(query, convolution=True))
     plan(query, memory, weight, projected_memory, gumbel, projected, scores)
     return projected, scores
