@@ -79,7 +79,9 @@ class Plan:
         first = tensors[0]
         assert first is not None
         index = first.get_device()
-        compiled = self._compiled.get((index, *key)) if _Mode.launching else _do_nothing
+        compiled = self._compiled.get((index, *key))
+        if not _Mode.launching:
+            return
         if compiled is not None and (index < 0 or index == torch.cuda.current_device()):
             compiled[self.grid, 1, 1](*tensors, *self._rest)
             return
@@ -91,13 +93,6 @@ class Plan:
                 compiled = self.kernel[(self.grid,)](*tensors, *self._rest, **options)
         self._compiled[(index, *key)] = compiled
 
-
-class _DoNothing:
-    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        return lambda *arguments: None
-
-
-_do_nothing = _DoNothing()
 
 # NVIDIA's assembler spills a few registers where that makes room for one more program on a
 # multiprocessor. A kernel that spilled is compiled again with this limit, which keeps it from that.

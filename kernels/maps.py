@@ -43,9 +43,18 @@ class Layout(NamedTuple):
         blocks = -(-pixels // block)
         return pixels, max(blocks, 1), images * blocks
 
-    def of(self, table: dict[tuple[int, int], tuple[int, ...]], slots: int) -> tuple[int, ...]:
-        """A row of a table of block sizes, by bytes per element and the most slots it holds."""
-        return table[self.dtype.itemsize, 32 if slots <= 32 else 64]
+    def new_map(self, channels: int, like: Tensor) -> Tensor:
+        """An uninitialised map that lies as this one does."""
+        batch, _, height, width = self.shape
+        if not self.channels_last:
+            return like.new_empty((batch, channels, height, width))
+        strides = (height * width * channels, 1, width * channels, channels)
+        return like.new_empty_strided((batch, channels, height, width), strides)
+
+    def of(self, table: dict[int, list[tuple[int, ...]]], slots: int) -> tuple[int, ...]:
+        """Block sizes out of a table by bytes per element: for up to 32 slots, and for more."""
+        rows = table[self.dtype.itemsize]
+        return rows[0] if slots <= 32 else rows[-1]
 
 
 def plan_of(
@@ -66,6 +75,11 @@ def layout_of(query: Tensor) -> Layout:
     # A 1x1 map lies alike in both formats; as one long run it fills blocks.
     single = shape[2] * shape[3] == 1
     return Layout(shape, query.dtype, single or not query.is_contiguous())
+
+
+def as_type(matrix: Tensor, query: Tensor) -> Tensor:
+    """A small matrix in the maps' type; a copy only where it is of another."""
+    return matrix if matrix.dtype == query.dtype else matrix.to(query.dtype)
 
 
 def padded(size: int, least: int = 16) -> int:

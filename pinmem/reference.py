@@ -24,9 +24,10 @@ def own_types(function: Callable[Arguments, Result]) -> Callable[Arguments, Resu
 
     @functools.wraps(function)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        first = args[0]
-        assert isinstance(first, Tensor)
-        with torch.autocast(first.device.type, enabled=False):
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
     return wrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -250,6 +251,37 @@ def test_any_strides(op: str, backend: str, device: str) -> None:
     with pinmem.backend(backend):
         for name, value in everything(case).items():
             torch.testing.assert_close(value, expected[name], check_stride=False)
+
+
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", SMOOTH)
+def test_asked_in_part(op: str, backend: str, device: str) -> None:
+    """One output and one input at a time, in both orders: the rest has no gradient, or is fixed."""
+    case = build(op, replace(SMALL[0], channels=7)).to(
+        finest(backend), device, torch.contiguous_format
+    )
+
+    def parts(i: int, j: int) -> list[torch.Tensor | None]:
+        leaves = [tensor.detach().requires_grad_(k == j) for k, tensor in enumerate(case.inputs)]
+        output = case(*leaves)[i]
+        if not output.requires_grad:
+            return []
+        (first,) = torch.autograd.grad(output.square().sum(), leaves[j], create_graph=True)
+        if not first.requires_grad:
+            return [first]
+        return [first, *torch.autograd.grad(first.square().sum(), leaves[j], allow_unused=True)]
+
+    outputs = len(case(*case.inputs))
+    for i, j in itertools.product(range(outputs), range(len(case.inputs))):
+        with pinmem.backend("reference"):
+            expected = parts(i, j)
+        with pinmem.backend(backend):
+            got = parts(i, j)
+        for one, other in itertools.zip_longest(got, expected):
+            one, other = (torch.zeros(()) if t is None else t.detach() for t in (one, other))
+            scale = float(other.abs().max())
+            bound = 1e-9 if case.inputs[0].dtype == torch.float64 else 1e-5
+            assert (one - other).abs().max() <= bound * scale + 1e-12, f"output {i}, input {j}"
 
 
 @pytest.mark.parametrize("backend, device", targets())

@@ -20,6 +20,7 @@ from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
     add_rows,
+    as_type,
     cast,
     dot,
     inverse_norm,
@@ -98,13 +99,8 @@ def _backward(
                 store_channels(grad_query, at, step, inside, c, C, dx)
 
 
-# bytes per element, slots at most: pixels, channels, warps, stages
-_BLOCKS = {
-    (2, 32): (64, 32, 8, 2),
-    (2, 64): (64, 32, 8, 2),
-    (4, 32): (32, 16, 8, 2),
-    (4, 64): (16, 32, 8, 2),
-}
+# bytes per element: up to 32 slots, and more: pixels, channels, warps, stages
+_BLOCKS = {2: [(64, 32, 8, 2)], 4: [(32, 16, 8, 2), (16, 32, 8, 2)]}
 
 
 @functools.lru_cache(256)
@@ -135,7 +131,7 @@ def memory_read_backward(
     plan, split = _plan(layout_of(query), memory.shape[0], tf32_allowed(query))
     partials = split.new_partials(query) if need_memory else None
     plan(
-        query, memory.to(query.dtype), gumbel, grad_readout, grad_scores,
+        query, as_type(memory, query), gumbel, grad_readout, grad_scores,
         grad_query if need_query else None, partials,
     )  # fmt: skip
     if partials is not None:

@@ -21,6 +21,7 @@ from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
     add_rows,
+    as_type,
     cast,
     dot,
     inverse_norm,
@@ -37,7 +38,6 @@ from pinmem.kernels.maps import (
     tf32_allowed,
 )
 from pinmem.kernels.partials import Split, add_partials
-from pinmem.ops._maps import empty_map
 
 
 @triton.jit
@@ -167,13 +167,8 @@ def _double_backward(
                 )  # fmt: skip
 
 
-# bytes per element, slots at most: pixels, channels, warps, stages
-_BLOCKS = {
-    (2, 32): (32, 16, 4, 2),
-    (2, 64): (32, 16, 4, 2),
-    (4, 32): (16, 16, 8, 1),
-    (4, 64): (16, 16, 8, 1),
-}
+# bytes per element: up to 32 slots, and more: pixels, channels, warps, stages
+_BLOCKS = {2: [(32, 16, 4, 2)], 4: [(16, 16, 8, 1)]}
 
 
 @functools.lru_cache(256)
@@ -205,13 +200,14 @@ def memory_read_double_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Second-order pass along the tangents: of readout, scores and both gradients."""
     slots, channels = memory.shape
-    readout_dot, scores_dot = empty_map(query, 2 * channels), empty_map(query, slots)
+    layout = layout_of(query)
+    readout_dot, scores_dot = layout.new_map(2 * channels, query), layout.new_map(slots, query)
     grad_query_dot, grad_memory_dot = torch.empty_like(query), torch.empty_like(memory)
-    plan, split = _plan(layout_of(query), slots, tf32_allowed(query))
+    plan, split = _plan(layout, slots, tf32_allowed(query))
     partials = split.new_partials(query)
-    v_memory = None if memory_tangent is None else memory_tangent.to(query.dtype)
+    v_memory = None if memory_tangent is None else as_type(memory_tangent, query)
     plan(
-        query, memory.to(query.dtype), gumbel, grad_readout, grad_scores, query_tangent, v_memory,
+        query, as_type(memory, query), gumbel, grad_readout, grad_scores, query_tangent, v_memory,
         readout_dot, scores_dot, grad_query_dot, partials,
     )  # fmt: skip
     add_partials(partials, grad_memory_dot)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
+    as_type,
     cast,
     dot,
     inverse_norm,
@@ -29,7 +30,6 @@ from pinmem.kernels.maps import (
     store_channels,
     tf32_allowed,
 )
-from pinmem.ops._maps import empty_map
 
 
 @jit
@@ -65,13 +65,8 @@ def _forward(
         store_channels(readout, at_2c, step, inside, C + c, 2 * C, context)
 
 
-# bytes per element, slots at most: pixels, channels, warps, stages
-_BLOCKS = {
-    (2, 32): (64, 64, 8, 3),
-    (2, 64): (64, 64, 8, 3),
-    (4, 32): (64, 32, 8, 2),
-    (4, 64): (32, 16, 4, 2),
-}
+# bytes per element: up to 32 slots, and more: pixels, channels, warps, stages
+_BLOCKS = {2: [(64, 64, 8, 3)], 4: [(64, 32, 8, 2), (32, 16, 4, 2)]}
 
 
 @functools.lru_cache(256)
@@ -86,9 +81,10 @@ def _plan(layout: Layout, slots: int, tf32: bool) -> Plan:
 
 def memory_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
     """Forward: readout and scores."""
-    memory = memory.to(query.dtype)
+    memory = as_type(memory, query)
     slots, channels = memory.shape
-    readout, scores = empty_map(query, 2 * channels), empty_map(query, slots)
-    plan = _plan(layout_of(query), slots, tf32_allowed(query))
+    layout = layout_of(query)
+    readout, scores = layout.new_map(2 * channels, query), layout.new_map(slots, query)
+    plan = _plan(layout, slots, tf32_allowed(query))
     plan(query, memory, gumbel, readout, scores)
     return readout, scores

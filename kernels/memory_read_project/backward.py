@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
 from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
+    as_type,
     cast,
     dot,
     inverse_norm,
@@ -38,7 +38,6 @@ from pinmem.kernels.maps import (
 )
 from pinmem.kernels.memory_read import memory_read, memory_read_backward
 from pinmem.kernels.memory_read_project.pixel_sums import pixel_sums
-from pinmem.ops._maps import empty_map
 from pinmem.reference import own_types
 
 _MOST_CHANNELS = 256
@@ -113,13 +112,8 @@ def _backward(
         store_channels(grad_query, at, step, inside, 0, C, dx)
 
 
-# bytes per element, slots at most: pixels, channels, outputs, warps, stages
-_BLOCKS = {
-    (2, 32): (64, 32, 32, 8, 2),
-    (2, 64): (64, 32, 32, 8, 2),
-    (4, 32): (16, 32, 32, 8, 2),
-    (4, 64): (16, 16, 32, 8, 2),
-}
+# bytes per element: up to 32 slots, and more: pixels, channels, outputs, warps, stages
+_BLOCKS = {2: [(64, 32, 32, 8, 2)], 4: [(16, 32, 32, 8, 2), (16, 16, 32, 8, 2)]}
 
 
 @functools.lru_cache(256)
@@ -147,21 +141,22 @@ def memory_read_project_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """First-order pass: gradients of query, memory and weight, empty where not needed."""
-    m, w = memory.to(query.dtype), weight.to(query.dtype)
+    m, w = as_type(memory, query), as_type(weight, query)
     if grad_projected is None or padded(query.shape[1]) > _MOST_CHANNELS:
         return _through_readout(
             grad_projected, grad_scores, query, memory, weight, gumbel,
             need_query, need_memory, need_weight,
         )  # fmt: skip
+    layout = layout_of(query)
     slots, channels = memory.shape
     outputs = weight.shape[0]
     grad_query = torch.empty_like(query) if need_query else query.new_empty(0)
     grad_memory, grad_weight = memory.new_empty(0), weight.new_empty(0)
     need_sums = need_memory or need_weight
-    attention = empty_map(query, slots) if need_sums else None
-    slot_grads = empty_map(query, slots) if need_sums else None
+    attention = layout.new_map(slots, query) if need_sums else None
+    slot_grads = layout.new_map(slots, query) if need_sums else None
     inverse = query.new_empty(query.numel() // channels, dtype=torch.float32) if need_sums else None
-    plan = _plan(layout_of(query), slots, outputs, tf32_allowed(query, convolution=True))
+    plan = _plan(layout, slots, outputs, tf32_allowed(query, convolution=True))
     plan(
         query, m, w, m @ w[:, channels:].T, gumbel, grad_projected, grad_scores,
         grad_query if need_query else None, attention, slot_grads, inverse,
@@ -189,7 +184,7 @@ def _through_readout(
     """The same by the readout [B,2C,h,w] and its gradient, which memory_read's passes take."""
     grad_readout, grad_weight = None, weight.new_empty(0)
     if grad_projected is not None:
-        grad_readout = project_back(grad_projected, weight)
+        grad_readout = pointwise(grad_projected, weight.T)
     grad_query, grad_memory = memory_read_backward(
         grad_readout, grad_scores, query, memory, gumbel, need_query, need_memory
     )
@@ -201,9 +196,12 @@ def _through_readout(
     return grad_query, grad_memory, grad_weight
 
 
-def project_back(grad_projected: Tensor, weight: Tensor) -> Tensor:
-    """``D W``, the gradient of the readout [B,2C,h,w]."""
-    return F.conv2d(grad_projected, weight.to(grad_projected.dtype).T[:, :, None, None])
+def pointwise(features: Tensor, matrix: Tensor) -> Tensor:
+    """A map times a matrix [O,C] at every pixel; without cuDNN, which may choose anew every run."""
+    matrix = as_type(matrix, features)
+    if features.is_contiguous():
+        return (matrix @ features.flatten(2)).unflatten(2, features.shape[2:])
+    return (features.permute(0, 2, 3, 1) @ matrix.T).permute(0, 3, 1, 2)
 
 
 def weight_gradient(grad_projected: Tensor, readout: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ query and memory it is memory_read's second order between two products with the 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pinmem.kernels.memory_read import memory_read_double_backward
 from pinmem.kernels.memory_read_project.backward import (
     memory_read_project_backward,
-    project_back,
+    pointwise,
     weight_gradient,
 )
 from pinmem.kernels.memory_read_project.forward import memory_read_project
@@ -34,11 +33,11 @@ def memory_read_project_double_backward(
     gumbel: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Second-order pass along the tangents: of projected, scores and the three gradients."""
-    grad_readout = None if grad_projected is None else project_back(grad_projected, weight)
+    grad_readout = None if grad_projected is None else pointwise(grad_projected, weight.T)
     readout_dot, scores_dot, grad_query_dot, grad_memory_dot = memory_read_double_backward(
         query_tangent, memory_tangent, grad_readout, grad_scores, query, memory, gumbel
     )
-    projected_dot = F.conv2d(readout_dot, weight.to(query.dtype)[:, :, None, None])
+    projected_dot = pointwise(readout_dot, weight)
     if grad_projected is None:
         grad_weight_dot = torch.zeros_like(weight)
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
+    as_type,
     cast,
     dot,
     inverse_norm,
@@ -31,7 +32,6 @@ from pinmem.kernels.maps import (
     store_channels,
     tf32_allowed,
 )
-from pinmem.ops._maps import empty_map
 
 
 @jit
@@ -69,13 +69,8 @@ def _forward(
     store_channels(projected, at_o, step, inside, o, OUT, y)
 
 
-# bytes per element, slots at most: pixels, channels, outputs, warps, stages
-_BLOCKS = {
-    (2, 32): (128, 32, 128, 8, 3),
-    (2, 64): (128, 32, 128, 8, 3),
-    (4, 32): (64, 16, 64, 8, 2),
-    (4, 64): (32, 32, 64, 8, 2),
-}
+# bytes per element: up to 32 slots, and more: pixels, channels, outputs, warps, stages
+_BLOCKS = {2: [(128, 32, 128, 8, 3)], 4: [(64, 16, 64, 8, 2), (32, 32, 64, 8, 2)]}
 
 
 @functools.lru_cache(256)
@@ -94,12 +89,13 @@ def memory_read_project(
     query: Tensor, memory: Tensor, weight: Tensor, gumbel: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Forward: the projected readout, and scores."""
-    memory, weight = memory.to(query.dtype), weight.to(query.dtype)
+    memory, weight = as_type(memory, query), as_type(weight, query)
     slots, channels = memory.shape
     outputs = weight.shape[0]
-    projected, scores = empty_map(query, outputs), empty_map(query, slots)
+    layout = layout_of(query)
+    projected, scores = layout.new_map(outputs, query), layout.new_map(slots, query)
     projected_memory = memory.new_empty(slots, outputs)
     torch.mm(memory, weight[:, channels:].T, out=projected_memory)  # autocast leaves `out` alone
-    plan = _plan(layout_of(query), slots, outputs, tf32_allowed(query, convolution=True))
+    plan = _plan(layout, slots, outputs, tf32_allowed(query, convolution=True))
     plan(query, memory, weight, projected_memory, gumbel, projected, scores)
     return projected, scores

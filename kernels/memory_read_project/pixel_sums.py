@@ -95,13 +95,8 @@ def _add_chunk(
         )  # fmt: skip
 
 
-# bytes per element, slots at most: pixels, side of a tile, warps, stages
-_BLOCKS = {
-    (2, 32): (32, 128, 8, 3),
-    (2, 64): (32, 128, 8, 3),
-    (4, 32): (16, 64, 4, 2),
-    (4, 64): (16, 64, 4, 2),
-}
+# bytes per element: up to 32 slots, and more: pixels, side of a tile, warps, stages
+_BLOCKS = {2: [(32, 128, 8, 3)], 4: [(16, 64, 4, 2)]}
 # Two for each of an H200's 132 multiprocessors.
 _PROGRAMS = 264
 
