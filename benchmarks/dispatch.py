@@ -1,8 +1,9 @@
 """What it costs the host to call an op at all, beside PyTorch's own dispatch.
 
-Inputs are tiny. The kernels of the C++ and CUDA libraries run; those of Triton do not: everything
-up to their launch happens, on CPU tensors, so that it is measured on any machine. PyTorch's own
-dispatch is an op that is registered as ours are, takes as many tensors, and only allocates as many.
+Inputs are tiny. The kernels of the C++ library run; those of a GPU do not where there is none:
+everything up to their launch happens, on CPU tensors, and the CUDA library's host code is then that of
+its emulation. PyTorch's own dispatch is an op that is registered as ours are, takes as many tensors,
+and only allocates as many.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from statistics import median
@@ -50,13 +52,16 @@ def measure(plan: Plan) -> tuple[dict[str, Found], dict[str, str]]:
     """Microseconds of every op on every backend that can be asked here; what cannot, and why."""
     table: dict[str, Found] = {op: {} for op in ops.__all__}
     left_out = {}
-    for backend, device in ((plan.device, plan.device), ("triton", "cpu")):
+    asked = [(plan.device, plan.device), ("triton", "cpu")]
+    if plan.device == "cpu":
+        asked.append(("cuda", "cpu"))
+    for backend, device in asked:
         for op, found in table.items():
             try:
-                if not _asked(backend, op):
+                if not _asked(backend, device, op):
                     continue
                 tiny = _tiny(device)[op]
-                with _serving(backend):
+                with _serving(backend, device):
                     ours = _both_passes(plan, device, tiny)
                 own = _both_passes(plan, device, _of_pytorch(op, tiny))
                 found[backend] = {"PyTorch": own, "ours": ours}
@@ -65,8 +70,10 @@ def measure(plan: Plan) -> tuple[dict[str, Found], dict[str, str]]:
     return table, left_out
 
 
-def _asked(backend: str, op: str) -> bool:
+def _asked(backend: str, device: str, op: str) -> bool:
     """Whether a backend has an op; raises where it cannot be asked."""
+    if (backend, device) == ("cuda", "cpu"):
+        return backends.ON_GPU[op] == "cuda"
     if backend != "triton":
         return not backends.unsupported(backend, op, backend, torch.float32)
     if backends.triton_interpreted():
@@ -76,14 +83,19 @@ def _asked(backend: str, op: str) -> bool:
 
 
 @contextlib.contextmanager
-def _serving(backend: str) -> Iterator[None]:
-    """A backend; Triton's takes tensors on the CPU and launches nothing."""
+def _serving(backend: str, device: str) -> Iterator[None]:
+    """A backend; a GPU's takes tensors on the CPU and launches nothing."""
     with contextlib.ExitStack() as stack:
         if backend == "triton":
             launch = importlib.import_module("pinmem.kernels.launch")
             stack.enter_context(launch.without_launching())
             for question in ("unavailable", "unsupported"):
                 stack.enter_context(mock.patch.object(backends, question, lambda *_: ""))
+        if (backend, device) == ("cuda", "cpu"):
+            emulation = importlib.import_module("tests.cuda_emulation")
+            stack.enter_context(emulation.emulated())
+            nothing = {"PINMEM_EMULATION_ORDER": "none"}
+            stack.enter_context(mock.patch.dict(os.environ, nothing))
         stack.enter_context(pinmem.backend(backend))
         yield
 
