@@ -1,9 +1,8 @@
 """What it costs the host to call an op at all, beside PyTorch's own dispatch.
 
-Inputs are tiny. The kernels of the C++ library run; those of a GPU do not where there is none:
-everything up to their launch happens, on CPU tensors, and the CUDA library's host code is then that of
-its emulation. PyTorch's own dispatch is an op that is registered as ours are, takes as many tensors,
-and only allocates as many.
+Inputs are tiny. The kernels of the C++ library run. Those of a GPU do not where there is none, but
+everything up to their launch does, on CPU tensors (CUDA's in its emulation). PyTorch's own dispatch
+is an op registered as ours are, which takes as many tensors and only allocates as many.
 """
 
 from __future__ import annotations
