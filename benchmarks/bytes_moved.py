@@ -2,7 +2,8 @@
 
 Every load and store of every program counts towards what passes through the L2; each address of a
 launch counts once towards what comes from memory, since a program looks at its pixels again soon
-after. Run as ``TRITON_INTERPRET=1 python -m benchmarks.bytes_moved OP``, it prints JSON.
+after. PyTorch's own products of small matrices do not count. Run as
+``TRITON_INTERPRET=1 python -m benchmarks.bytes_moved OP``, it prints JSON.
 
 The map is a small part of one of 8x1024x2048 at stride 8, and as few programs share it as have the
 same work each as there: so the ratios are those of the large map.
@@ -41,7 +42,7 @@ class Launch:
         """Elements of ``itemsize`` bytes at the places where the mask is true."""
         places = places[np.broadcast_to(mask, places.shape).astype(bool)]
         self.cache += places.size * itemsize
-        # An address names its element; the low bits of a multiple of 4 are free for its size.
+        # An address names its element, and times 8 it has room for the size, 2 or 4.
         self.places.append(np.unique(places) * np.uint64(8) + np.uint64(itemsize % 8))
 
     @property

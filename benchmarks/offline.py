@@ -97,7 +97,8 @@ class CompileCase(NamedTuple):
     """One kernel in one configuration, as its launch would specialise it.
 
     ``signature`` maps every argument to a Triton type (``"*bf16"``, ``"i32"``, ``"constexpr"``),
-    ``constexprs`` holds the values of the latter, ``aligned`` names what 16 divides.
+    ``constexprs`` holds the values of the latter, ``aligned`` names what 16 divides, ``small`` are
+    the places of tensors of at most 2 GiB.
     """
 
     label: str
@@ -105,6 +106,7 @@ class CompileCase(NamedTuple):
     signature: dict[str, str]
     constexprs: dict[str, Any]
     aligned: tuple[str, ...]
+    small: tuple[int, ...]
     options: dict[str, int]
 
     @property
@@ -142,7 +144,10 @@ def case_of(label: str, launch: Launch) -> CompileCase:
             signature[name] = "i32" if value < 2**31 else "i64"
             if value % 16 == 0 and seen:
                 aligned.append(name)
-    return CompileCase(label, kernel, signature, constants, tuple(aligned), plan.options)
+    small = [i for i, t in enumerate(tensors) if t is not None and t.nbytes <= 2**31]
+    return CompileCase(
+        label, kernel, signature, constants, tuple(aligned), tuple(small), plan.options
+    )
 
 
 def cases_of(op: str, configuration: Configuration) -> list[CompileCase]:
@@ -205,6 +210,10 @@ def build(case: CompileCase, target: Target) -> Report:
         constants, options = for_amd(constants, options)
     indices = [case.kernel.arg_names.index(name) for name in case.aligned]
     aligned = {(index,): [["tt.divisibility", 16]] for index in indices}
+    if not nvidia:
+        # As Triton does there for tensors of up to 2 GiB: buffer loads, with 32-bit offsets.
+        for index in case.small:
+            aligned[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
     source = ASTSource(case.kernel, case.signature, constants, aligned)
     read = _read_nvidia if nvidia else _read_amd
     compiled = triton.compile(source, target=target.gpu, options=options)

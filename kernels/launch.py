@@ -1,4 +1,4 @@
-"""Launching a kernel, or doing all of the host's work but the launch.
+"""Launching a kernel, or doing all of our host's work but the launch.
 
 What a launch needs beside its tensors is a :class:`Plan`. An op makes one per shape, type and
 memory format and keeps it, so that a call costs a few look-ups and no arithmetic.
@@ -35,7 +35,7 @@ def recording() -> Iterator[list[Launch]]:
 
 @contextlib.contextmanager
 def without_launching() -> Iterator[None]:
-    """Inside the block a launch does the host's work and stops before the GPU's driver."""
+    """Inside the block a launch does our part of the host's work, and none of Triton's."""
     _Mode.launching = False
     try:
         yield
@@ -74,24 +74,29 @@ class Plan:
             return
         if self.grid == 0:
             return
-        # Triton compiles pointers that are divisible by 16 on their own.
-        key = [tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors]
+        # What Triton compiles on its own: an absent tensor, a type, an address divisible by 16.
+        key = [None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors]
         first = tensors[0]
         assert first is not None
         index = first.get_device()
         compiled = self._compiled.get((index, *key))
         if not _Mode.launching:
             return
-        if compiled is not None and (index < 0 or index == torch.cuda.current_device()):
-            compiled[self.grid, 1, 1](*tensors, *self._rest)
-            return
         # Triton launches on the current device, wherever the tensors are.
-        with torch.cuda.device(index) if index >= 0 else contextlib.nullcontext():
-            compiled = self.kernel[(self.grid,)](*tensors, *self._rest, **self.options)
-            if getattr(compiled, "n_spills", 0) and not torch.version.hip:
-                options = self.options | ALL_REGISTERS
-                compiled = self.kernel[(self.grid,)](*tensors, *self._rest, **options)
-        self._compiled[(index, *key)] = compiled
+        elsewhere = index >= 0 and index != torch.cuda.current_device()
+        with torch.cuda.device(index) if elsewhere else contextlib.nullcontext():
+            if compiled is None:
+                self._compiled[(index, *key)] = self._first(tensors)
+            else:
+                compiled[self.grid, 1, 1](*tensors, *self._rest)
+
+    def _first(self, tensors: tuple[Tensor | None, ...]) -> Any:
+        """Compile and run; returns the compiled kernel, or None from the interpreter."""
+        run = self.kernel[(self.grid,)]
+        compiled = run(*tensors, *self._rest, **self.options)
+        if getattr(compiled, "n_spills", 0) and not torch.version.hip:
+            compiled = run(*tensors, *self._rest, **self.options, **ALL_REGISTERS)
+        return compiled
 
 
 # NVIDIA's assembler spills a few registers where that makes room for one more program on a
@@ -109,6 +114,5 @@ def for_amd(
     """
     warps = options["num_warps"]
     options = {"num_warps": warps // 2 if warps > 4 else warps, "num_stages": 1}
-    if constants.get("PRECISION") == "bf16x6":
-        constants = constants | {"PRECISION": "ieee"}
-    return constants, options
+    exact = {name: "ieee" for name in ("PRECISION", "WIDE") if name in constants}
+    return constants | exact, options

@@ -20,7 +20,7 @@ from pinmem.kernels.launch import Plan
 # Triton's interpreter multiplies the bit patterns of bfloat16, so there a dot is done in float32.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
-# Of these sizes no value is compiled in; of the others, whether 16 divides them (wide loads).
+# Of these sizes nothing is compiled in; of the others, whether they are 1 or 16 divides them.
 jit = triton.jit(do_not_specialize=["blocks", "total", "steps", "count"])
 
 
@@ -59,13 +59,13 @@ class Layout(NamedTuple):
 
 def plan_of(
     kernel: Any, layout: Layout, slots: int, programs: int, sizes: tuple[int, ...],
-    block_n: int, warps: int, stages: int, tf32: bool, **more: Any,
+    block_n: int, warps: int, stages: int, products: str, **more: Any,
 ) -> Plan:  # fmt: skip
     """A plan of a kernel whose constants begin with those that all have in common."""
     return Plan(
         kernel, programs, sizes, warps, stages,
         K=slots, CHANNELS_LAST=layout.channels_last, BLOCK_N=block_n, BLOCK_K=padded(slots),
-        **{"PRECISION": precision(layout.dtype, tf32)} | more,
+        PRECISION=products, **more,
     )  # fmt: skip
 
 
@@ -87,22 +87,20 @@ def padded(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def tf32_allowed(query: Tensor, convolution: bool = False) -> bool:
-    """Whether float32 products may be TF32, as PyTorch's own would be: its settings say so."""
-    if query.dtype != torch.float32:
-        return False
-    settings = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
-    return settings.fp32_precision == "tf32"
+def products_of(query: Tensor, convolution: bool = False) -> str:
+    """The input precision of dots of the maps: TF32 for float32 where PyTorch's own would be.
 
-
-def precision(dtype: torch.dtype, tf32: bool) -> str:
-    """The input precision of the dots of maps of this type.
-
-    A float32 product that may not be TF32 is made of six of bfloat16, which every matrix unit has.
+    Otherwise a float32 product is made of six of bfloat16, which every matrix unit has.
     """
-    if dtype != torch.float32:
+    if query.dtype != torch.float32:
         return "ieee"
-    return "tf32" if tf32 else "bf16x6"
+    settings = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
+    return "tf32" if settings.fp32_precision == "tf32" else "bf16x6"
+
+
+def both_products(query: Tensor) -> tuple[str, str]:
+    """As :func:`products_of`: for the reading, and for its projection, which is a convolution."""
+    return products_of(query), products_of(query, convolution=True)
 
 
 @triton.jit
@@ -196,7 +194,7 @@ def inverse_norm(square):
     """
     norm = tl.sqrt_rn(square)
     one = tl.full(square.shape, 1.0, tl.float32)
-    return tl.div_rn(one, tl.maximum(norm, 1e-12)), norm > 1e-12
+    return tl.div_rn(one, tl.maximum(norm, 1e-12, tl.PropagateNan.ALL)), norm > 1e-12
 
 
 @triton.jit

@@ -48,5 +48,15 @@ def _emulated(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _float32_products() -> Iterator[None]:
+    """Float32 convolutions without TF32, which a GPU has by default: so errors are comparable."""
+    settings = torch.backends.cudnn.conv
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    yield
+    settings.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

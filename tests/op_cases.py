@@ -42,12 +42,14 @@ class Shape:
     labels: str = "mixed"
     label_dtype: torch.dtype = torch.uint8
     extras: bool = True
+    outputs: int = 0  # of the projection; 0: half as many as channels
 
     def __str__(self) -> str:
         sizes = f"b{self.batch}-{self.height}x{self.width}-{self.full_height}x{self.full_width}"
         kind = "" if self.label_dtype == torch.uint8 else "-int64"
         plain = "" if self.extras else "-plain"
-        return f"{sizes}-k{self.classes}-c{self.channels}-{self.labels}{kind}{plain}"
+        outputs = f"-o{self.outputs}" if self.outputs else ""
+        return f"{sizes}-k{self.classes}-c{self.channels}{outputs}-{self.labels}{kind}{plain}"
 
 
 BASE = Shape()
@@ -83,7 +85,13 @@ SMALL = [
 ]  # fmt: skip
 # Several tiles of channels, the last of them part empty, and as many slots as a tile has.
 _PIXELS = replace(BASE, batch=1, height=1, width=3, full_height=3, full_width=6)
-TILED = [replace(_PIXELS, classes=64, channels=40), replace(_PIXELS, classes=19, channels=300)]
+TILED = [
+    replace(_PIXELS, classes=64, channels=40),
+    replace(_PIXELS, classes=19, channels=300),
+    # One output lies alike in both memory formats.
+    replace(_PIXELS, height=2, classes=3, channels=6, outputs=1),
+    replace(_PIXELS, height=2, classes=3, channels=300, outputs=1),
+]
 
 
 @dataclass
@@ -140,7 +148,8 @@ def build(op: str, shape: Shape, seed: int = 0) -> Case:
     if op in ("memory_read", "memory_read_project"):
         uniform = torch.rand(shape.batch, classes, *size, generator=generator, dtype=torch.float64)
         gumbel = -(-(uniform * 0.98 + 0.01).log()).log() if extras else None
-        weight = normal(max(channels // 2, 1), 2 * channels) / channels**0.5
+        outputs = shape.outputs or max(channels // 2, 1)
+        weight = normal(outputs, 2 * channels) / channels**0.5
         inputs = [features, memory] if op == "memory_read" else [features, memory, weight]
         return Case(getattr(ops, op), inputs, {"gumbel": gumbel})
     if op == "upsampled_cross_entropy":

@@ -105,6 +105,14 @@ def finest(backend: str) -> torch.dtype:
     return backends.DTYPES[backend][0]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", FORMATS)
+def test_tf32(layout: str) -> None:
+    """Where PyTorch's convolutions are in TF32, as by default, so is the projection."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    judge("memory_read_project", BASE, torch.float32, layout, "triton", "cuda")
+
+
 @pytest.mark.parametrize("backend, device", [t for t in targets() if t.values[0] != "triton"])
 @pytest.mark.parametrize("op", SMOOTH)
 def test_gradcheck(op: str, backend: str, device: str) -> None:

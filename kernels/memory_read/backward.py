@@ -31,10 +31,10 @@ from pinmem.kernels.maps import (
     padded,
     pixel_block,
     plan_of,
+    products_of,
     run_offsets,
     softmax,
     store_channels,
-    tf32_allowed,
 )
 from pinmem.kernels.partials import Split, add_partials
 
@@ -104,14 +104,14 @@ _BLOCKS = {2: [(64, 32, 8, 2)], 4: [(32, 16, 8, 2), (16, 32, 8, 2)]}
 
 
 @functools.lru_cache(256)
-def _plan(layout: Layout, slots: int, tf32: bool) -> tuple[Plan, Split]:
+def _plan(layout: Layout, slots: int, products: str) -> tuple[Plan, Split]:
     block_n, block_c, warps, stages = layout.of(_BLOCKS, slots)
     channels = layout.shape[1]
     *sizes, total = layout.sizes(block_n)
     split = Split.of(total, slots * channels)
     plan = plan_of(
         _backward, layout, slots, split.programs, (channels, *sizes, total, split.steps),
-        block_n, warps, stages, tf32, BLOCK_C=min(block_c, padded(channels)),
+        block_n, warps, stages, products, BLOCK_C=min(block_c, padded(channels)),
     )  # fmt: skip
     return plan, split
 
@@ -128,7 +128,7 @@ def memory_read_backward(
     """First-order pass: gradients of the query and the memory, empty where not needed."""
     grad_query = torch.empty_like(query) if need_query else query.new_empty(0)
     grad_memory = torch.empty_like(memory) if need_memory else memory.new_empty(0)
-    plan, split = _plan(layout_of(query), memory.shape[0], tf32_allowed(query))
+    plan, split = _plan(layout_of(query), memory.shape[0], products_of(query))
     partials = split.new_partials(query) if need_memory else None
     plan(
         query, as_type(memory, query), gumbel, grad_readout, grad_scores,

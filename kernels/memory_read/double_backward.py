@@ -32,10 +32,10 @@ from pinmem.kernels.maps import (
     padded,
     pixel_block,
     plan_of,
+    products_of,
     run_offsets,
     softmax,
     store_channels,
-    tf32_allowed,
 )
 from pinmem.kernels.partials import Split, add_partials
 
@@ -172,19 +172,19 @@ _BLOCKS = {2: [(32, 16, 4, 2)], 4: [(16, 16, 8, 1)]}
 
 
 @functools.lru_cache(256)
-def _plan(layout: Layout, slots: int, tf32: bool) -> tuple[Plan, Split]:
+def _plan(layout: Layout, slots: int, products: str) -> tuple[Plan, Split]:
     block_n, block_c, warps, stages = layout.of(_BLOCKS, slots)
     # Float32 with many slots has no room for dM_dot beside the rest: a third look makes it. Three
     # of bfloat16 would take one and a half times the registers: products are of ordinary units.
     apart = layout.dtype == torch.float32 and slots > 32
-    more = {"PRECISION": "ieee"} if apart and not tf32 else {}
+    products = "ieee" if apart and products == "bf16x6" else products
     channels = layout.shape[1]
     *sizes, total = layout.sizes(block_n)
     split = Split.of(total, slots * channels)
     plan = plan_of(
         _double_backward, layout, slots, split.programs, (channels, *sizes, total, split.steps),
-        block_n, warps, stages, tf32,
-        BLOCK_C=min(block_c, padded(channels)), APART=apart, **more,
+        block_n, warps, stages, products,
+        BLOCK_C=min(block_c, padded(channels)), APART=apart,
     )  # fmt: skip
     return plan, split
 
@@ -203,7 +203,7 @@ def memory_read_double_backward(
     layout = layout_of(query)
     readout_dot, scores_dot = layout.new_map(2 * channels, query), layout.new_map(slots, query)
     grad_query_dot, grad_memory_dot = torch.empty_like(query), torch.empty_like(memory)
-    plan, split = _plan(layout, slots, tf32_allowed(query))
+    plan, split = _plan(layout, slots, products_of(query))
     partials = split.new_partials(query)
     v_memory = None if memory_tangent is None else as_type(memory_tangent, query)
     plan(

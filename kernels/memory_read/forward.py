@@ -25,10 +25,10 @@ from pinmem.kernels.maps import (
     padded,
     pixel_block,
     plan_of,
+    products_of,
     run_offsets,
     softmax,
     store_channels,
-    tf32_allowed,
 )
 
 
@@ -70,12 +70,12 @@ _BLOCKS = {2: [(64, 64, 8, 3)], 4: [(64, 32, 8, 2), (32, 16, 4, 2)]}
 
 
 @functools.lru_cache(256)
-def _plan(layout: Layout, slots: int, tf32: bool) -> Plan:
+def _plan(layout: Layout, slots: int, products: str) -> Plan:
     block_n, block_c, warps, stages = layout.of(_BLOCKS, slots)
     sizes = layout.sizes(block_n)
     return plan_of(
-        _forward, layout, slots, sizes[2], (layout.shape[1], *sizes), block_n, warps, stages, tf32,
-        BLOCK_C=min(block_c, padded(layout.shape[1])),
+        _forward, layout, slots, sizes[2], (layout.shape[1], *sizes),
+        block_n, warps, stages, products, BLOCK_C=min(block_c, padded(layout.shape[1])),
     )  # fmt: skip
 
 
@@ -85,6 +85,6 @@ def memory_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple[T
     slots, channels = memory.shape
     layout = layout_of(query)
     readout, scores = layout.new_map(2 * channels, query), layout.new_map(slots, query)
-    plan = _plan(layout, slots, tf32_allowed(query))
+    plan = _plan(layout, slots, products_of(query))
     plan(query, memory, gumbel, readout, scores)
     return readout, scores

@@ -2,8 +2,8 @@
 
 With up to 256 channels a program has all of a pixel's gradient in registers: one kernel makes dx
 and leaves what sums over pixels need (``r`` [N], ``a`` and ``ds`` [N,K]); a second one forms
-``dW_q = D^T q``, ``ds^T q`` and ``dP = a^T D``, split over pixels, and a third adds the parts. The
-rest is products of small matrices. Bytes per pixel, for elements of ``e`` bytes: reads
+``dW_q = D^T q``, ``ds^T q`` and ``dP = a^T D``, split over pixels, and one or two launches add the
+parts. The rest is products of small matrices. Bytes per pixel, for elements of ``e`` bytes: reads
 ``(2C + 2O + K) e``, writes ``C e``.
 
 With more channels the gradient of the readout is formed and read by memory_read's own pass.
@@ -21,6 +21,7 @@ from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
     as_type,
+    both_products,
     cast,
     dot,
     inverse_norm,
@@ -34,7 +35,6 @@ from pinmem.kernels.maps import (
     run_offsets,
     softmax,
     store_channels,
-    tf32_allowed,
 )
 from pinmem.kernels.memory_read import memory_read, memory_read_backward
 from pinmem.kernels.memory_read_project.pixel_sums import pixel_sums
@@ -49,8 +49,8 @@ def _backward(
     grad_query, attention, slot_grads, inverse,
     C, OUT, pixels, blocks, total,
     K: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, HALF_C: tl.constexpr,
-    TWO: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    HALF_C: tl.constexpr, TWO: tl.constexpr,
 ):  # fmt: skip
     T: tl.constexpr = query.dtype.element_ty
     image, first, inside = pixel_block(tl.program_id(0), blocks, total, pixels, BLOCK_N)
@@ -73,10 +73,10 @@ def _backward(
     for o in range(0, OUT, BLOCK_O):
         d = load_channels(grad_projected, at_o, step, inside, o, OUT, BLOCK_O)  # [N, O]
         p = load_rows(projected_memory, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O)  # [K, O]
-        da = dot(d, tl.trans(p), da, PRECISION)
+        da = dot(d, tl.trans(p), da, WIDE)
         if grad_query is not None:
             w = load_rows(weight, o, OUT, 0, C, 2 * C, BLOCK_O, HALF_C)  # [O, C]
-            e_0 = dot(d, w, e_0, PRECISION)
+            e_0 = dot(d, w, e_0, WIDE)
     ds = a * (da - tl.sum(a * da, 1)[:, None])
     if grad_scores is not None:
         ds += load_channels(grad_scores, at_k, step, inside, 0, K, BLOCK_K).to(tl.float32)
@@ -102,7 +102,7 @@ def _backward(
         for o in range(0, OUT, BLOCK_O):
             d = load_channels(grad_projected, at_o, step, inside, o, OUT, BLOCK_O)
             w = load_rows(weight, o, OUT, HALF_C, C, 2 * C, BLOCK_O, HALF_C)
-            e_1 = dot(d, w, e_1, PRECISION)
+            e_1 = dot(d, w, e_1, WIDE)
         x_1 = load_channels(query, at, step, inside, HALF_C, C, HALF_C).to(tl.float32)
         x_e += tl.sum(x_1 * e_1, 1)
         bend = tl.where(curved, x_e * r * r, 0.0)[:, None]
@@ -117,13 +117,14 @@ _BLOCKS = {2: [(64, 32, 32, 8, 2)], 4: [(16, 32, 32, 8, 2), (16, 16, 32, 8, 2)]}
 
 
 @functools.lru_cache(256)
-def _plan(layout: Layout, slots: int, outputs: int, tf32: bool) -> Plan:
+def _plan(layout: Layout, slots: int, outputs: int, products: tuple[str, str]) -> Plan:
     block_n, block_c, block_o, warps, stages = layout.of(_BLOCKS, slots)
     wide = padded(layout.shape[1])
     sizes = layout.sizes(block_n)
     return plan_of(
         _backward, layout, slots, sizes[2], (layout.shape[1], outputs, *sizes),
-        block_n, warps, stages, tf32, BLOCK_C=min(block_c, wide),
+        block_n, warps, stages, products[0],
+        WIDE=products[1], BLOCK_C=min(block_c, wide),
         BLOCK_O=min(block_o, padded(outputs)), HALF_C=min(wide, 128), TWO=wide > 128,
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ def memory_read_project_backward(
     attention = layout.new_map(slots, query) if need_sums else None
     slot_grads = layout.new_map(slots, query) if need_sums else None
     inverse = query.new_empty(query.numel() // channels, dtype=torch.float32) if need_sums else None
-    plan = _plan(layout, slots, outputs, tf32_allowed(query, convolution=True))
+    plan = _plan(layout, slots, outputs, both_products(query))
     plan(
         query, m, w, m @ w[:, channels:].T, gumbel, grad_projected, grad_scores,
         grad_query if need_query else None, attention, slot_grads, inverse,
@@ -167,12 +168,12 @@ def memory_read_project_backward(
         grad_weight = torch.empty_like(weight)
     slot_sums, projected_grad = pixel_sums(
         query, grad_projected, attention, slot_grads, inverse,
-        grad_weight if need_weight else None, need_memory,
+        grad_weight if need_weight else None, need_memory, memory.dtype,
     )  # fmt: skip
     if slot_sums is not None:
-        grad_memory = torch.addmm(slot_sums, projected_grad, w[:, channels:]).to(memory.dtype)
+        grad_memory = torch.addmm(slot_sums, projected_grad, as_type(weight[:, channels:], memory))
     if need_weight:
-        grad_weight[:, channels:] = projected_grad.T @ m
+        grad_weight[:, channels:] = projected_grad.T @ memory
     return grad_query, grad_memory, grad_weight
 
 
@@ -184,7 +185,7 @@ def _through_readout(
     """The same by the readout [B,2C,h,w] and its gradient, which memory_read's passes take."""
     grad_readout, grad_weight = None, weight.new_empty(0)
     if grad_projected is not None:
-        grad_readout = pointwise(grad_projected, weight.T)
+        grad_readout = pointwise(grad_projected, weight.T, layout_of(query))
     grad_query, grad_memory = memory_read_backward(
         grad_readout, grad_scores, query, memory, gumbel, need_query, need_memory
     )
@@ -196,10 +197,10 @@ def _through_readout(
     return grad_query, grad_memory, grad_weight
 
 
-def pointwise(features: Tensor, matrix: Tensor) -> Tensor:
+def pointwise(features: Tensor, matrix: Tensor, layout: Layout) -> Tensor:
     """A map times a matrix [O,C] at every pixel; without cuDNN, which may choose anew every run."""
     matrix = as_type(matrix, features)
-    if features.is_contiguous():
+    if not layout.channels_last:
         return (matrix @ features.flatten(2)).unflatten(2, features.shape[2:])
     return (features.permute(0, 2, 3, 1) @ matrix.T).permute(0, 3, 1, 2)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pinmem.kernels.maps import layout_of
 from pinmem.kernels.memory_read import memory_read_double_backward
 from pinmem.kernels.memory_read_project.backward import (
     memory_read_project_backward,
@@ -33,11 +34,12 @@ def memory_read_project_double_backward(
     gumbel: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Second-order pass along the tangents: of projected, scores and the three gradients."""
-    grad_readout = None if grad_projected is None else pointwise(grad_projected, weight.T)
+    layout = layout_of(query)
+    grad_readout = None if grad_projected is None else pointwise(grad_projected, weight.T, layout)
     readout_dot, scores_dot, grad_query_dot, grad_memory_dot = memory_read_double_backward(
         query_tangent, memory_tangent, grad_readout, grad_scores, query, memory, gumbel
     )
-    projected_dot = pointwise(readout_dot, weight)
+    projected_dot = pointwise(readout_dot, weight, layout)
     if grad_projected is None:
         grad_weight_dot = torch.zeros_like(weight)
     else:

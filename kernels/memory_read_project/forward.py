@@ -17,6 +17,7 @@ from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
     as_type,
+    both_products,
     cast,
     dot,
     inverse_norm,
@@ -30,7 +31,6 @@ from pinmem.kernels.maps import (
     run_offsets,
     softmax,
     store_channels,
-    tf32_allowed,
 )
 
 
@@ -39,7 +39,7 @@ def _forward(
     query, memory, weight, projected_memory, gumbel, projected, scores,
     C, OUT, pixels, blocks, total,
     K: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     T: tl.constexpr = query.dtype.element_ty
     tiles = tl.cdiv(OUT, BLOCK_O)
@@ -56,7 +56,7 @@ def _forward(
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)  # [N, C]
         m = load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C)  # [K, C]
         w = load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C)  # [O, C]
-        y = dot(x, tl.trans(w), y, PRECISION)
+        y = dot(x, tl.trans(w), y, WIDE)
         s = dot(x, tl.trans(m), s, PRECISION)
         x_x += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
     r, _ = inverse_norm(x_x)
@@ -65,7 +65,7 @@ def _forward(
         store_channels(scores, at_k, step, inside, 0, K, s)
     a = cast(softmax(s, gumbel, at_k, step, inside, K), T)
     p = load_rows(projected_memory, 0, K, o, OUT, OUT, BLOCK_K, BLOCK_O)  # [K, O]
-    y = dot(a, p, y * r[:, None], PRECISION)
+    y = dot(a, p, y * r[:, None], WIDE)
     store_channels(projected, at_o, step, inside, o, OUT, y)
 
 
@@ -74,13 +74,14 @@ _BLOCKS = {2: [(128, 32, 128, 8, 3)], 4: [(64, 16, 64, 8, 2), (32, 32, 64, 8, 2)
 
 
 @functools.lru_cache(256)
-def _plan(layout: Layout, slots: int, outputs: int, tf32: bool) -> Plan:
+def _plan(layout: Layout, slots: int, outputs: int, products: tuple[str, str]) -> Plan:
     block_n, block_c, block_o, warps, stages = layout.of(_BLOCKS, slots)
     block_o = min(block_o, padded(outputs))
     sizes = layout.sizes(block_n)
     return plan_of(
         _forward, layout, slots, sizes[2] * -(-outputs // block_o),
-        (layout.shape[1], outputs, *sizes), block_n, warps, stages, tf32,
+        (layout.shape[1], outputs, *sizes), block_n, warps, stages, products[0],
+        WIDE=products[1],
         BLOCK_C=min(block_c, padded(layout.shape[1])), BLOCK_O=block_o,
     )  # fmt: skip
 
@@ -96,6 +97,6 @@ def memory_read_project(
     projected, scores = layout.new_map(outputs, query), layout.new_map(slots, query)
     projected_memory = memory.new_empty(slots, outputs)
     torch.mm(memory, weight[:, channels:].T, out=projected_memory)  # autocast leaves `out` alone
-    plan = _plan(layout, slots, outputs, tf32_allowed(query, convolution=True))
+    plan = _plan(layout, slots, outputs, both_products(query))
     plan(query, memory, weight, projected_memory, gumbel, projected, scores)
     return projected, scores

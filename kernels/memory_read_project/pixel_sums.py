@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +18,7 @@ from pinmem.kernels.launch import Plan
 from pinmem.kernels.maps import (
     Layout,
     add_rows,
+    both_products,
     cast,
     dot,
     jit,
@@ -26,7 +28,6 @@ from pinmem.kernels.maps import (
     pixel_block,
     plan_of,
     run_offsets,
-    tf32_allowed,
 )
 from pinmem.kernels.partials import Split, add_partials
 
@@ -61,8 +62,8 @@ def _add_chunk(
     query, grad_projected, attention, slot_grads, inverse, partials,
     C, OUT, pixels, blocks, total, steps,
     K: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, WEIGHT: tl.constexpr,
-    MEMORY: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    WEIGHT: tl.constexpr, MEMORY: tl.constexpr,
 ):  # fmt: skip
     tiles_c, tiles_o = tl.cdiv(C, BLOCK_C), tl.cdiv(OUT, BLOCK_O)
     of_weight = tiles_o * tiles_c if WEIGHT else 0
@@ -78,7 +79,7 @@ def _add_chunk(
             grad_projected, query, inverse, partials,
             tile // tiles_c * BLOCK_O, tile % tiles_c * BLOCK_C,
             chunk, pixels, blocks, total, steps, OUT, C, CHANNELS_LAST,
-            BLOCK_N, BLOCK_O, BLOCK_C, PRECISION,
+            BLOCK_N, BLOCK_O, BLOCK_C, WIDE,
         )  # fmt: skip
     elif tile < of_weight + of_memory:
         _add_tile(
@@ -91,7 +92,7 @@ def _add_chunk(
             attention, grad_projected, None, partials + last,
             0, (tile - of_weight - of_memory) * BLOCK_O,
             chunk, pixels, blocks, total, steps, K, OUT, CHANNELS_LAST,
-            BLOCK_N, BLOCK_K, BLOCK_O, PRECISION,
+            BLOCK_N, BLOCK_K, BLOCK_O, WIDE,
         )  # fmt: skip
 
 
@@ -103,7 +104,12 @@ _PROGRAMS = 264
 
 @functools.lru_cache(256)
 def _plan(
-    layout: Layout, slots: int, outputs: int, weight: bool, memory: bool, tf32: bool
+    layout: Layout,
+    slots: int,
+    outputs: int,
+    weight: bool,
+    memory: bool,
+    products: tuple[str, str],
 ) -> tuple[Plan, Split]:
     block_n, side, warps, stages = layout.of(_BLOCKS, slots)
     channels = layout.shape[1]
@@ -115,7 +121,8 @@ def _plan(
     split = Split.of(total, numel + slots * outputs, max(1, _PROGRAMS // tiles))
     plan = plan_of(
         _add_chunk, layout, slots, split.programs * tiles,
-        (channels, outputs, *sizes, total, split.steps), block_n, warps, stages, tf32,
+        (channels, outputs, *sizes, total, split.steps), block_n, warps, stages, products[0],
+        WIDE=products[1],
         BLOCK_C=block_c, BLOCK_O=block_o, WEIGHT=weight, MEMORY=memory,
     )  # fmt: skip
     return plan, split
@@ -129,22 +136,21 @@ def pixel_sums(
     inverse: Tensor,
     grad_weight: Tensor | None,
     need_memory: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor | None, Tensor]:
     """Fill the first C columns of ``grad_weight`` [O,2C] with ``D^T q``, if there is one.
 
-    Returns ``ds^T q`` [K,C] where the memory's gradient is needed, and ``a^T D`` [K,O].
+    Returns of ``dtype``: ``ds^T q`` [K,C] where the memory's gradient is needed; ``a^T D`` [K,O].
     """
     slots, channels, outputs = attention.shape[1], query.shape[1], grad_projected.shape[1]
-    tf32 = tf32_allowed(query, convolution=True)
-    plan, split = _plan(
-        layout_of(query), slots, outputs, grad_weight is not None, need_memory, tf32
-    )
+    wanted = (grad_weight is not None, need_memory)
+    plan, split = _plan(layout_of(query), slots, outputs, *wanted, both_products(query))
     partials = split.new_partials(query)
     plan(query, grad_projected, attention, slot_grads, inverse, partials)
     if grad_weight is not None:
         add_partials(partials[:, : outputs * channels], grad_weight[:, :channels])
         partials = partials[:, outputs * channels :]
-    sums = query.new_empty((1, partials.shape[1]))
+    sums = query.new_empty((1, partials.shape[1]), dtype=dtype)
     add_partials(partials, sums)
     projected_grad = sums[0, -slots * outputs :].view(slots, outputs)
     return sums[0, : -slots * outputs].view(slots, -1) if need_memory else None, projected_grad

@@ -78,6 +78,8 @@ def check_labels(
     check_device(name, labels, like)
     if torch.compiler.is_compiling() or labels.is_meta or labels.numel() == 0:
         return
+    while torch._C._functorch.is_functorch_wrapped_tensor(labels):
+        labels = torch._C._functorch.get_unwrapped(labels)
     if labels.device.type == "cpu" or os.environ.get("PINMEM_CHECK") == "1":
         bad = _bad_label(labels, num_classes, ignore_index)
         if bad is not None:

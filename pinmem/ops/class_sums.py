@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,8 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_labels, check_map
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._maps import accumulator, dense, dense_like
+from pinmem.ops._maps import accumulator
+from pinmem.ops._transforms import Derivatives
 
 
 def class_sums(
@@ -43,9 +42,8 @@ def class_sums(
     backend = select("class_sums", features, num_classes)
     if backend == "reference":
         return reference.class_sums(features, labels, num_classes, ignore_index=ignore_index)
-    return _PASSES[backend].class_sums(
-        dense(features), labels.contiguous(), num_classes, ignore_index
-    )
+    sums, mass = _CALL[backend](features, labels, num_classes, ignore_index)
+    return sums, mass
 
 
 def _forward_fake(
@@ -58,52 +56,10 @@ def _forward_fake(
     )
 
 
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    features, labels, ctx.num_classes, ctx.ignore_index = inputs
-    _, mass = output
-    ctx.mark_non_differentiable(mass)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(features, labels)
-
-
-def _forward_backward(
-    passes: Any, ctx: Any, grad_sums: Tensor | None, _mass: None
-) -> tuple[Tensor | None, ...]:
-    if grad_sums is None or not ctx.needs_input_grad[0]:
-        return (None,) * 4
-    grad_features = passes.class_sums_backward(
-        grad_sums.contiguous(), *ctx.saved_tensors, ctx.num_classes, ctx.ignore_index
-    )
-    return grad_features, None, None, None
-
-
 def _backward_fake(
     grad_sums: Tensor, features: Tensor, labels: Tensor, num_classes: int, ignore_index: int
 ) -> Tensor:
     return torch.empty_like(features)
-
-
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.num_classes, ctx.ignore_index = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_backward(
-    passes: Any, ctx: Any, features_tangent: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if features_tangent is None:
-        return (None,) * 5
-    grad_sums, features, labels = ctx.saved_tensors
-    sums_dot, grad_features = passes.class_sums_double_backward(
-        dense_like(features_tangent, features),
-        grad_sums,
-        features,
-        labels,
-        ctx.num_classes,
-        ctx.ignore_index,
-    )
-    return sums_dot, grad_features, None, None, None
 
 
 def _double_backward_fake(
@@ -117,21 +73,23 @@ def _double_backward_fake(
     return torch.empty_like(grad_sums), torch.empty_like(features)
 
 
-_PASSES = declare(
+def _zeros(features: Tensor, labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    size = (num_classes, features.shape[1])
+    return features.new_zeros(size, dtype=accumulator(features.dtype))
+
+
+_CALL = declare(
     "class_sums",
+    Derivatives(inputs=1, outputs=1, zeros=_zeros),
     class_sums=Pass(
         "(Tensor features, Tensor labels, int num_classes, int ignore_index)"
         " -> (Tensor sums, Tensor mass)",
         _forward_fake,
-        _forward_setup,
-        _forward_backward,
     ),
     class_sums_backward=Pass(
         "(Tensor grad_sums, Tensor features, Tensor labels, int num_classes, int ignore_index)"
         " -> Tensor grad_features",
         _backward_fake,
-        _backward_setup,
-        _backward_backward,
     ),
     class_sums_double_backward=Pass(
         "(Tensor features_tangent, Tensor grad_sums, Tensor features, Tensor labels,"

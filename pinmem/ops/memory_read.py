@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,8 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_map, check_slots
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._maps import dense, dense_like, empty_map
+from pinmem.ops._maps import empty_map
+from pinmem.ops._transforms import Derivatives
 
 
 def memory_read(
@@ -38,8 +37,8 @@ def memory_read(
     backend = select("memory_read", query, memory.shape[0])
     if backend == "reference":
         return reference.memory_read(query, memory, gumbel=gumbel)
-    query = dense(query)
-    return _PASSES[backend].memory_read(query, memory.contiguous(), dense_like(gumbel, query))
+    readout, scores = _CALL[backend](query, memory, gumbel)
+    return readout, scores
 
 
 def check_read(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> None:
@@ -56,28 +55,6 @@ def _forward_fake(query: Tensor, memory: Tensor, gumbel: Tensor | None) -> tuple
     return empty_map(query, 2 * query.shape[1]), empty_map(query, memory.shape[0])
 
 
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs)
-
-
-def _forward_backward(
-    passes: Any, ctx: Any, grad_readout: Tensor | None, grad_scores: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    query, memory, gumbel = ctx.saved_tensors
-    need_query, need_memory, _ = ctx.needs_input_grad
-    grad_query, grad_memory = passes.memory_read_backward(
-        dense_like(grad_readout, query),
-        dense_like(grad_scores, query),
-        query,
-        memory,
-        gumbel,
-        need_query,
-        need_memory,
-    )
-    return grad_query if need_query else None, grad_memory if need_memory else None, None
-
-
 def _backward_fake(
     grad_readout: Tensor | None,
     grad_scores: Tensor | None,
@@ -90,40 +67,6 @@ def _backward_fake(
     return (
         torch.empty_like(query) if need_query else query.new_empty(0),
         torch.empty_like(memory) if need_memory else memory.new_empty(0),
-    )
-
-
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    *tensors, ctx.need_query, ctx.need_memory = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_backward(
-    passes: Any, ctx: Any, query_tangent: Tensor | None, memory_tangent: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    grad_readout, grad_scores, query, memory, gumbel = ctx.saved_tensors
-    query_tangent = query_tangent if ctx.need_query else None
-    memory_tangent = memory_tangent if ctx.need_memory else None
-    if query_tangent is None and memory_tangent is None:
-        return (None,) * 7
-    out_readout, out_scores, grad_query, grad_memory = passes.memory_read_double_backward(
-        dense_like(query_tangent, query),
-        None if memory_tangent is None else memory_tangent.contiguous(),
-        grad_readout,
-        grad_scores,
-        query,
-        memory,
-        gumbel,
-    )
-    return (
-        out_readout if grad_readout is not None else None,
-        out_scores if grad_scores is not None else None,
-        grad_query,
-        grad_memory,
-        None,
-        None,
-        None,
     )
 
 
@@ -143,20 +86,17 @@ def _double_backward_fake(
     )
 
 
-_PASSES = declare(
+_CALL = declare(
     "memory_read",
+    Derivatives(inputs=2, outputs=2, needs=True),
     memory_read=Pass(
         "(Tensor query, Tensor memory, Tensor? gumbel) -> (Tensor readout, Tensor scores)",
         _forward_fake,
-        _forward_setup,
-        _forward_backward,
     ),
     memory_read_backward=Pass(
         "(Tensor? grad_readout, Tensor? grad_scores, Tensor query, Tensor memory, Tensor? gumbel,"
         " bool need_query, bool need_memory) -> (Tensor grad_query, Tensor grad_memory)",
         _backward_fake,
-        _backward_setup,
-        _backward_backward,
     ),
     memory_read_double_backward=Pass(
         "(Tensor? query_tangent, Tensor? memory_tangent, Tensor? grad_readout, Tensor? grad_scores,"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,8 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_shape
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._maps import dense, dense_like, empty_map
+from pinmem.ops._maps import empty_map
+from pinmem.ops._transforms import Derivatives
 from pinmem.ops.memory_read import check_read
 
 
@@ -45,38 +44,14 @@ def memory_read_project(
     backend = select("memory_read_project", query, memory.shape[0])
     if backend == "reference":
         return reference.memory_read_project(query, memory, weight, gumbel=gumbel)
-    query = dense(query)
-    return _PASSES[backend].memory_read_project(
-        query, memory.contiguous(), weight.contiguous(), dense_like(gumbel, query)
-    )
+    projected, scores = _CALL[backend](query, memory, weight, gumbel)
+    return projected, scores
 
 
 def _forward_fake(
     query: Tensor, memory: Tensor, weight: Tensor, gumbel: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     return empty_map(query, weight.shape[0]), empty_map(query, memory.shape[0])
-
-
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs)
-
-
-def _forward_backward(
-    passes: Any, ctx: Any, grad_projected: Tensor | None, grad_scores: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    query, memory, weight, gumbel = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
-    grads = passes.memory_read_project_backward(
-        dense_like(grad_projected, query),
-        dense_like(grad_scores, query),
-        query,
-        memory,
-        weight,
-        gumbel,
-        *needs,
-    )
-    return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None)
 
 
 def _backward_fake(
@@ -97,41 +72,6 @@ def _backward_fake(
     )
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.needs = inputs[6:]
-    ctx.save_for_backward(*inputs[:6])
-
-
-def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-    grad_projected, grad_scores, query, memory, weight, gumbel = ctx.saved_tensors
-    query_tangent, memory_tangent, weight_tangent = (
-        cotangent if need else None for cotangent, need in zip(cotangents, ctx.needs, strict=True)
-    )
-    if query_tangent is None and memory_tangent is None and weight_tangent is None:
-        return (None,) * 9
-    out_projected, out_scores, *grads = passes.memory_read_project_double_backward(
-        dense_like(query_tangent, query),
-        None if memory_tangent is None else memory_tangent.contiguous(),
-        None if weight_tangent is None else weight_tangent.contiguous(),
-        grad_projected,
-        grad_scores,
-        query,
-        memory,
-        weight,
-        gumbel,
-    )
-    return (
-        out_projected if grad_projected is not None else None,
-        out_scores if grad_scores is not None else None,
-        *grads,
-        None,
-        None,
-        None,
-        None,
-    )
-
-
 def _double_backward_fake(
     query_tangent: Tensor | None,
     memory_tangent: Tensor | None,
@@ -147,22 +87,19 @@ def _double_backward_fake(
     return (*_forward_fake(query, memory, weight, gumbel), *grads)
 
 
-_PASSES = declare(
+_CALL = declare(
     "memory_read_project",
+    Derivatives(inputs=3, outputs=2, needs=True),
     memory_read_project=Pass(
         "(Tensor query, Tensor memory, Tensor weight, Tensor? gumbel)"
         " -> (Tensor projected, Tensor scores)",
         _forward_fake,
-        _forward_setup,
-        _forward_backward,
     ),
     memory_read_project_backward=Pass(
         "(Tensor? grad_projected, Tensor? grad_scores, Tensor query, Tensor memory,"
         " Tensor weight, Tensor? gumbel, bool need_query, bool need_memory, bool need_weight)"
         " -> (Tensor grad_query, Tensor grad_memory, Tensor grad_weight)",
         _backward_fake,
-        _backward_setup,
-        _backward_backward,
     ),
     memory_read_project_double_backward=Pass(
         "(Tensor? query_tangent, Tensor? memory_tangent, Tensor? weight_tangent,"

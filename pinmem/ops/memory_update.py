@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_device, check_float
 from pinmem.ops._declare import Pass, declare
+from pinmem.ops._transforms import Derivatives
 
 
 def memory_update(
@@ -41,8 +40,10 @@ def memory_update(
     backend = select("memory_update", memory, memory.shape[0])
     if backend == "reference":
         return reference.memory_update(memory, sums, mass, weight, bias, momentum=momentum)
-    tensors = (tensor.contiguous() for tensor in (memory, sums, mass, weight, bias))
-    return _PASSES[backend].memory_update(*tensors, float(momentum))
+    new_memory, divergence, classification = _CALL[backend](
+        memory, sums, mass, weight, bias, float(momentum)
+    )
+    return new_memory, divergence, classification
 
 
 def _check(
@@ -73,29 +74,6 @@ def _forward_fake(
     return torch.empty_like(memory), memory.new_empty(()), memory.new_empty(())
 
 
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.momentum = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _forward_backward(
-    passes: Any,
-    ctx: Any,
-    grad_memory: Tensor | None,
-    grad_divergence: Tensor | None,
-    grad_classification: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    grads = passes.memory_update_backward(
-        None if grad_memory is None else grad_memory.contiguous(),
-        grad_divergence,
-        grad_classification,
-        *ctx.saved_tensors,
-        ctx.momentum,
-    )
-    return (*grads, None)
-
-
 def _backward_fake(
     grad_memory: Tensor | None,
     grad_divergence: Tensor | None,
@@ -108,25 +86,6 @@ def _backward_fake(
     momentum: float,
 ) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(tensor) for tensor in (memory, sums, mass, weight, bias))
-
-
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.momentum = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_backward(passes: Any, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-    if all(cotangent is None for cotangent in cotangents):
-        return (None,) * 9
-    grads = passes.memory_update_double_backward(
-        *(None if cotangent is None else cotangent.contiguous() for cotangent in cotangents),
-        *ctx.saved_tensors,
-        ctx.momentum,
-    )
-    given = ctx.saved_tensors[:3]
-    upstream = (None if g is None else out for g, out in zip(given, grads[:3], strict=True))
-    return (*upstream, *grads[3:], None)
 
 
 def _double_backward_fake(
@@ -155,19 +114,16 @@ _INPUTS = "Tensor memory, Tensor sums, Tensor mass, Tensor weight, Tensor bias, 
 _GRADS = "Tensor? grad_memory, Tensor? grad_divergence, Tensor? grad_classification"
 _INPUT_GRADS = "Tensor d_memory, Tensor d_sums, Tensor d_mass, Tensor d_weight, Tensor d_bias"
 
-_PASSES = declare(
+_CALL = declare(
     "memory_update",
+    Derivatives(inputs=5, outputs=3),
     memory_update=Pass(
         f"({_INPUTS}) -> (Tensor new_memory, Tensor divergence, Tensor classification)",
         _forward_fake,
-        _forward_setup,
-        _forward_backward,
     ),
     memory_update_backward=Pass(
         f"({_GRADS}, {_INPUTS}) -> ({_INPUT_GRADS})",
         _backward_fake,
-        _backward_setup,
-        _backward_backward,
     ),
     memory_update_double_backward=Pass(
         "(Tensor? memory_tangent, Tensor? sums_tangent, Tensor? mass_tangent,"

@@ -9,7 +9,6 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_labels, check_map
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._maps import dense
 
 
 def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -34,14 +33,15 @@ def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 2
     backend = select("upsampled_confusion", logits, logits.shape[1])
     if backend == "reference":
         return reference.upsampled_confusion(logits, target, ignore_index=ignore_index)
-    return _PASSES[backend].upsampled_confusion(dense(logits), target.contiguous(), ignore_index)
+    (counts,) = _CALL[backend](logits, target, ignore_index)
+    return counts
 
 
 def _forward_fake(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return logits.new_empty((logits.shape[1], logits.shape[1]), dtype=torch.int64)
 
 
-_PASSES = declare(
+_CALL = declare(
     "upsampled_confusion",
     upsampled_confusion=Pass(
         "(Tensor logits, Tensor target, int ignore_index) -> Tensor counts", _forward_fake

@@ -11,7 +11,8 @@ from pinmem import reference
 from pinmem.backends import select
 from pinmem.ops._check import check_labels, check_map, check_shape
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._maps import accumulator, dense, dense_like, empty_map
+from pinmem.ops._maps import accumulator, empty_map
+from pinmem.ops._transforms import Derivatives, differentiated
 
 
 def upsampled_cross_entropy(
@@ -60,13 +61,8 @@ def upsampled_cross_entropy(
             ignore_index=ignore_index,
             class_weight=class_weight,
         )
-    loss, _ = _PASSES[backend].upsampled_cross_entropy(
-        dense(logits),
-        target.contiguous(),
-        None if class_weight is None else class_weight.contiguous(),
-        float(temperature),
-        ignore_index,
-        torch.is_grad_enabled() and logits.requires_grad,
+    loss, _ = _CALL[backend](
+        logits, target, class_weight, float(temperature), ignore_index, differentiated(logits)
     )
     return loss
 
@@ -86,25 +82,6 @@ def _forward_fake(
     return logits.new_empty((), dtype=dtype), unit_grad
 
 
-def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    logits, target, class_weight, ctx.temperature, ctx.ignore_index, _ = inputs
-    _, unit_grad = output
-    ctx.mark_non_differentiable(unit_grad)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(unit_grad, logits, target, class_weight)
-
-
-def _forward_backward(
-    passes: Any, ctx: Any, grad_loss: Tensor | None, _unit: None
-) -> tuple[Tensor | None, ...]:
-    if grad_loss is None or not ctx.needs_input_grad[0]:
-        return (None,) * 6
-    grad_logits = passes.upsampled_cross_entropy_backward(
-        grad_loss, *ctx.saved_tensors, ctx.temperature, ctx.ignore_index
-    )
-    return grad_logits, None, None, None, None, None
-
-
 def _backward_fake(
     grad_loss: Tensor,
     unit_grad: Tensor,
@@ -115,32 +92,6 @@ def _backward_fake(
     ignore_index: int,
 ) -> Tensor:
     return torch.empty_like(logits)
-
-
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.temperature, ctx.ignore_index = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_backward(
-    passes: Any, ctx: Any, logits_tangent: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    if logits_tangent is None:
-        return (None,) * 7
-    grad_loss, unit_grad, logits, target, class_weight = ctx.saved_tensors
-    loss_dot, grad_logits = passes.upsampled_cross_entropy_double_backward(
-        dense_like(logits_tangent, logits),
-        grad_loss,
-        unit_grad,
-        logits,
-        target,
-        class_weight,
-        ctx.temperature,
-        ctx.ignore_index,
-    )
-    # unit_grad is the first derivative at logits: its own dependence is in grad_logits.
-    return loss_dot, None, grad_logits, None, None, None, None
 
 
 def _double_backward_fake(
@@ -156,21 +107,22 @@ def _double_backward_fake(
     return torch.empty_like(grad_loss), torch.empty_like(logits)
 
 
-_PASSES = declare(
+def _zeros(logits: Tensor, *others: Any) -> Tensor:
+    return logits.new_zeros((), dtype=accumulator(logits.dtype))
+
+
+_CALL = declare(
     "upsampled_cross_entropy",
+    Derivatives(inputs=1, outputs=1, keeps=True, zeros=_zeros),
     upsampled_cross_entropy=Pass(
         "(Tensor logits, Tensor target, Tensor? class_weight, float temperature,"
         " int ignore_index, bool need_grad) -> (Tensor loss, Tensor unit_grad)",
         _forward_fake,
-        _forward_setup,
-        _forward_backward,
     ),
     upsampled_cross_entropy_backward=Pass(
         "(Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,"
         " Tensor? class_weight, float temperature, int ignore_index) -> Tensor grad_logits",
         _backward_fake,
-        _backward_setup,
-        _backward_backward,
     ),
     upsampled_cross_entropy_double_backward=Pass(
         "(Tensor logits_tangent, Tensor grad_loss, Tensor unit_grad, Tensor logits, Tensor target,"
