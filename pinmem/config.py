@@ -41,6 +41,7 @@ class TrainConfig:
             lr*(1-it/iterations)^0.9; ``constant``.
         inner_lr: rate of the inner step.
         inner_lr_anneal: after every iteration the inner rate is a quarter of the outer one.
+        meta_order: 1 as published; 2 differentiates through the inner step too (mldg modes).
         aux_weight: weight of the auxiliary head's loss.
         reading_weight: weight of the reading (cohesion) loss.
         divergence_weight: weight of the divergence loss.
@@ -83,6 +84,7 @@ class TrainConfig:
     schedule: Literal["exp", "poly", "constant"] = "exp"
     inner_lr: float = 0.001
     inner_lr_anneal: bool = True
+    meta_order: int = 1
     aux_weight: float = 0.4
     reading_weight: float = 0.02
     divergence_weight: float = 0.4
@@ -130,6 +132,12 @@ class TrainConfig:
             raise ValueError(
                 f"sources: got one domain, expected at least two for mode {self.mode} "
                 "(name a domain twice to train on two views of it)"
+            )
+        if self.meta_order not in (1, 2):
+            raise ValueError(f"meta_order: got {self.meta_order}, expected 1 or 2")
+        if self.meta_order == 2 and not self.meta:
+            raise ValueError(
+                f"meta_order: got 2, expected 1 for mode {self.mode}, which has no inner step"
             )
         smallest = self.batch_size * (1 if self.meta else len(self.sources))
         if smallest < 2:

@@ -116,12 +116,15 @@ def mldg_step(
     inner_lr: float,
     weights: LossWeights | None = None,
     *,
+    order: int = 1,
     amp_dtype: torch.dtype | None = None,
 ) -> tuple[Losses, Losses]:
-    """One meta-iteration, first order: learn on some domains what also helps on the others.
+    """One meta-iteration: learn on some domains what also helps on the others.
 
     The optimiser steps on the sum of the inner gradient at the weights and of the outer gradient
-    at the weights after one inner step, where the memory that is read was written with them.
+    at the weights after one inner step, where the memory that is read was written with them. In
+    second order the outer gradient goes back through that step: ``g1 + g2 - inner_lr H g2``, with
+    the Hessian of the inner loss at the weights (docs/math.md).
 
     Args:
         model: the network, in training mode; its parameters and memory are updated.
@@ -130,11 +133,17 @@ def mldg_step(
         meta_test: the batch of the meta-test domains.
         inner_lr: rate of the inner step.
         weights: the published ones if absent.
+        order: 1 as published, or 2, which keeps the inner pass's graph until the outer one is done.
         amp_dtype: autocast to this type; None computes in the parameters' own.
 
     Returns:
         The losses of the inner and of the outer pass.
+
+    Raises:
+        ValueError: the order is neither 1 nor 2.
     """
+    if order not in (1, 2):
+        raise ValueError(f"order: got {order}, expected 1 or 2")
     weights = weights or LossWeights()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters: list[Tensor] = list(named.values())
@@ -143,7 +152,8 @@ def mldg_step(
         output = model(meta_train.images)
         written = model.memory.write(output.query, meta_train.labels) if model.memory else None
         inner = losses_of(model, output, meta_train.labels, weights, written)
-    inner_grads = _gradients(inner.total, parameters)
+    moving = _gradients(inner.total, parameters, create_graph=order == 2)
+    inner_grads = [grad.detach() for grad in moving]
     inner = inner.detach()
     del output, written
 
@@ -160,6 +170,12 @@ def mldg_step(
             memory = model.memory.write(query, meta_train.labels).memory
         outer = losses_of(model, model(meta_test.images, memory=memory), meta_test.labels, weights)
     outer_grads = _gradients(outer.total, stepped)
+    if order == 2:
+        # H g2, the gradient of <g1, g2> with g2 fixed.
+        pairs = [(g1, g2) for g1, g2 in zip(moving, outer_grads, strict=True) if g1.requires_grad]
+        bent = _gradients([g1 for g1, _ in pairs], parameters, [g2 for _, g2 in pairs])
+        torch._foreach_add_(outer_grads, bent, alpha=-inner_lr)
+    del moving
 
     torch._foreach_add_(inner_grads, outer_grads)
     for parameter, grad in zip(parameters, inner_grads, strict=True):
@@ -246,8 +262,19 @@ def _rewrite(model: Segmenter, batch: Batch, amp_dtype: torch.dtype | None) -> N
         model.memory.store(model.memory.write(query, batch.labels).memory)
 
 
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True))
+def _gradients(
+    outputs: Tensor | Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None = None,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Gradients of all parameters, zero where the outputs do not depend on one."""
+    return list(
+        torch.autograd.grad(
+            outputs, parameters, cotangents, create_graph=create_graph,
+            materialize_grads=True, allow_unused=True,
+        )
+    )  # fmt: skip
 
 
 @torch.no_grad()

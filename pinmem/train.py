@@ -136,6 +136,7 @@ class Trainer:
             gather_domains(images, labels, test),
             self.inner_lr,
             self.weights,
+            order=config.meta_order,
             amp_dtype=self.amp_dtype,
         )
         return {"inner": inner, "outer": outer}

@@ -8,10 +8,12 @@ import torch
 import pinmem
 from pinmem.meta import (
     Batch,
+    LossWeights,
     evaluating,
     frozen_statistics,
     gather_domains,
     joint_step,
+    losses_of,
     mldg_step,
     parameters_as,
     split_domains,
@@ -89,6 +91,67 @@ def test_a_step_moves_weights_and_memory_and_leaves_no_gradient(memory: bool) ->
     assert int(after["backbone.bn1.num_batches_tracked"]) == 1
     same = [name for name in before if torch.equal(before[name], after[name])]
     assert not same, same
+
+
+def plain_meta_gradient(
+    model: torch.nn.Module, inner_batch: Batch, outer_batch: Batch, inner_lr: float, order: int
+) -> dict[str, torch.Tensor]:
+    """The gradient of the two-level objective by plain autograd, in plain PyTorch ops."""
+    weights, named = LossWeights(), dict(model.named_parameters())
+    with pinmem.backend("reference"):
+        output = model(inner_batch.images)
+        written = model.memory.write(output.query, inner_batch.labels)
+        inner = losses_of(model, output, inner_batch.labels, weights, written).total
+        steps = torch.autograd.grad(
+            inner, list(named.values()), create_graph=order == 2, retain_graph=True
+        )
+        stepped = {n: p - inner_lr * g for (n, p), g in zip(named.items(), steps, strict=True)}
+        with parameters_as(model, stepped), frozen_statistics(model):
+            with torch.no_grad():
+                query = model.encode(inner_batch.images).query
+            memory = model.memory.write(query, inner_batch.labels).memory
+            output = model(outer_batch.images, memory=memory)
+            outer = losses_of(model, output, outer_batch.labels, weights).total
+        grads = torch.autograd.grad(
+            inner + outer, list(named.values()), allow_unused=True, materialize_grads=True
+        )
+    return dict(zip(named, grads, strict=True))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_order_of_a_step(order: int) -> None:
+    """BatchNorm on batch statistics, dropout and Gumbel noise on: the same draws, the same step."""
+    torch.manual_seed(0)
+    model = small().double()
+    model.memory.gumbel = "training"
+    assert any(isinstance(m, torch.nn.Dropout2d) and m.p > 0 for m in model.modules())
+    batches = [Batch(b.images.double(), b.labels) for b in (batch(0), batch(1))]
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = {}
+    for each in (1, 2):
+        model.load_state_dict(start)
+        torch.manual_seed(7)
+        expected[each] = plain_meta_gradient(model, *batches, inner_lr=0.1, order=each)
+    model.load_state_dict(start)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    torch.manual_seed(7)
+    mldg_step(model, optimizer, *batches, inner_lr=0.1, order=order)
+
+    def flat(grads: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([grads[name].flatten() for name in expected[1]])
+
+    got = flat({name: start[name] - p.detach() for name, p in model.named_parameters()})
+    wanted, other = flat(expected[order]), flat(expected[3 - order])
+    assert (got - wanted).norm() <= 1e-9 * wanted.norm()
+    assert (got - other).norm() > 1e-3 * wanted.norm()
+    assert int(model.state_dict()["backbone.bn1.num_batches_tracked"]) == 1
+
+
+def test_an_order_that_is_none() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="order: got 3, expected 1 or 2"):
+        mldg_step(model, optimizer, batch(0), batch(1), inner_lr=0.01, order=3)
 
 
 def test_bfloat16_is_close_to_float32() -> None:

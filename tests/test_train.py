@@ -80,8 +80,9 @@ def start(config: Path, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    options = tiny_run(tmp_path / "whole", iterations=5, workers=1)
+@pytest.mark.parametrize("order", [1, 2])
+def test_killed_and_resumed_ends_with_the_same_bits(order: int, tmp_path: Path) -> None:
+    options = tiny_run(tmp_path / "whole", iterations=5, workers=1, meta_order=order)
     Trainer(TrainConfig(**options)).fit()
 
     broken = tmp_path / "broken"
