@@ -1,0 +1,1 @@
+"""Examples of one page each, run by the tests."""
