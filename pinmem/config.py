@@ -42,6 +42,8 @@ class TrainConfig:
         inner_lr: rate of the inner step.
         inner_lr_anneal: after every iteration the inner rate is a quarter of the outer one.
         meta_order: 1 as published; 2 differentiates through the inner step too (mldg modes).
+        lean_second_order: in second order keep no activations but compute them again: less memory,
+            more time, the same gradient.
         aux_weight: weight of the auxiliary head's loss.
         reading_weight: weight of the reading (cohesion) loss.
         divergence_weight: weight of the divergence loss.
@@ -85,6 +87,7 @@ class TrainConfig:
     inner_lr: float = 0.001
     inner_lr_anneal: bool = True
     meta_order: int = 1
+    lean_second_order: bool = False
     aux_weight: float = 0.4
     reading_weight: float = 0.02
     divergence_weight: float = 0.4
@@ -139,6 +142,8 @@ class TrainConfig:
             raise ValueError(
                 f"meta_order: got 2, expected 1 for mode {self.mode}, which has no inner step"
             )
+        if self.lean_second_order and self.meta_order != 2:
+            raise ValueError("lean_second_order: got true, expected false with meta_order 1")
         smallest = self.batch_size * (1 if self.meta else len(self.sources))
         if smallest < 2:
             raise ValueError(

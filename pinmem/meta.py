@@ -7,9 +7,9 @@ the network: the inner step swaps parameters, and the passes that only write run
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pinmem import ops
 from pinmem.memory import Written
 from pinmem.models import Segmenter, SegmenterOutput
+from pinmem.recompute import parameters_as, random_state, recomputing, set_random_state
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def mldg_step(
     weights: LossWeights | None = None,
     *,
     order: int = 1,
+    lean: bool = False,
     amp_dtype: torch.dtype | None = None,
 ) -> tuple[Losses, Losses]:
     """One meta-iteration: learn on some domains what also helps on the others.
@@ -134,6 +136,8 @@ def mldg_step(
         inner_lr: rate of the inner step.
         weights: the published ones if absent.
         order: 1 as published, or 2, which keeps the inner pass's graph until the outer one is done.
+        lean: in second order run the inner pass again instead, with nothing kept but the tensors
+            between its stages: less memory, more time, the same numbers.
         amp_dtype: autocast to this type; None computes in the parameters' own.
 
     Returns:
@@ -148,14 +152,12 @@ def mldg_step(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters: list[Tensor] = list(named.values())
 
-    with autocast(meta_train.images, amp_dtype):
-        output = model(meta_train.images)
-        written = model.memory.write(output.query, meta_train.labels) if model.memory else None
-        inner = losses_of(model, output, meta_train.labels, weights, written)
-    moving = _gradients(inner.total, parameters, create_graph=order == 2)
+    device = meta_train.images.device
+    start = random_state(device)
+    inner = _inner_losses(model, meta_train, weights, amp_dtype)
+    moving = _gradients(inner.total, parameters, create_graph=order == 2 and not lean)
     inner_grads = [grad.detach() for grad in moving]
     inner = inner.detach()
-    del output, written
 
     stepped = [p.requires_grad_() for p in _step(parameters, inner_grads, inner_lr)]
     with (
@@ -170,10 +172,17 @@ def mldg_step(
             memory = model.memory.write(query, meta_train.labels).memory
         outer = losses_of(model, model(meta_test.images, memory=memory), meta_test.labels, weights)
     outer_grads = _gradients(outer.total, stepped)
+    if order == 2 and lean:
+        now = random_state(device)
+        set_random_state(device, start)
+        with frozen_statistics(model), recomputing(model.stages()):
+            again = _inner_losses(model, meta_train, weights, amp_dtype)
+            moving = _gradients(again.total, parameters, create_graph=True)
+            bent = _along(moving, parameters, outer_grads)
+        set_random_state(device, now)
+    elif order == 2:
+        bent = _along(moving, parameters, outer_grads)
     if order == 2:
-        # H g2, the gradient of <g1, g2> with g2 fixed.
-        pairs = [(g1, g2) for g1, g2 in zip(moving, outer_grads, strict=True) if g1.requires_grad]
-        bent = _gradients([g1 for g1, _ in pairs], parameters, [g2 for _, g2 in pairs])
         torch._foreach_add_(outer_grads, bent, alpha=-inner_lr)
     del moving
 
@@ -184,6 +193,23 @@ def mldg_step(
     optimizer.zero_grad(set_to_none=True)
     _rewrite(model, meta_train, amp_dtype)
     return inner, outer.detach()
+
+
+def _inner_losses(
+    model: Segmenter, batch: Batch, weights: LossWeights, amp_dtype: torch.dtype | None
+) -> Losses:
+    with autocast(batch.images, amp_dtype):
+        output = model(batch.images)
+        written = model.memory.write(output.query, batch.labels) if model.memory else None
+        return losses_of(model, output, batch.labels, weights, written)
+
+
+def _along(
+    moving: Sequence[Tensor], parameters: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """The Hessian times the tangents: the gradient of ``<gradients, tangents>``."""
+    pairs = [(g, v) for g, v in zip(moving, tangents, strict=True) if g.requires_grad]
+    return _gradients([g for g, _ in pairs], parameters, [v for _, v in pairs])
 
 
 def split_domains(count: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
@@ -202,20 +228,6 @@ def gather_domains(images: Tensor, labels: Tensor, domains: Sequence[int]) -> Ba
         images[:, index].transpose(0, 1).flatten(0, 1),
         labels[:, index].transpose(0, 1).flatten(0, 1),
     )
-
-
-@contextlib.contextmanager
-def parameters_as(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run the model with other tensors in place of its parameters, by their full names."""
-    own = [_owner(model, name) for name in parameters]
-    before = [module._parameters[leaf] for module, leaf in own]
-    try:
-        for (module, leaf), tensor in zip(own, parameters.values(), strict=True):
-            module._parameters[leaf] = cast(nn.Parameter, tensor)
-        yield
-    finally:
-        for (module, leaf), parameter in zip(own, before, strict=True):
-            module._parameters[leaf] = parameter
 
 
 @contextlib.contextmanager
@@ -288,8 +300,3 @@ def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
         return F.interpolate(labels[:, None], size=tuple(size), mode="nearest")[:, 0]
     small = F.interpolate(labels[:, None].double(), size=tuple(size), mode="nearest")
     return small[:, 0].to(labels.dtype)
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf

@@ -137,6 +137,7 @@ class Trainer:
             self.inner_lr,
             self.weights,
             order=config.meta_order,
+            lean=config.lean_second_order,
             amp_dtype=self.amp_dtype,
         )
         return {"inner": inner, "outer": outer}

@@ -118,8 +118,8 @@ def plain_meta_gradient(
     return dict(zip(named, grads, strict=True))
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_the_order_of_a_step(order: int) -> None:
+@pytest.mark.parametrize(("order", "lean"), [(1, False), (2, False), (2, True)])
+def test_the_order_of_a_step(order: int, lean: bool) -> None:
     """BatchNorm on batch statistics, dropout and Gumbel noise on: the same draws, the same step."""
     torch.manual_seed(0)
     model = small().double()
@@ -135,16 +135,22 @@ def test_the_order_of_a_step(order: int) -> None:
     model.load_state_dict(start)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     torch.manual_seed(7)
-    mldg_step(model, optimizer, *batches, inner_lr=0.1, order=order)
+    mldg_step(model, optimizer, *batches, inner_lr=0.1, order=order, lean=lean)
+    drawn = torch.rand(())
 
     def flat(grads: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([grads[name].flatten() for name in expected[1]])
 
     got = flat({name: start[name] - p.detach() for name, p in model.named_parameters()})
+    assert int(model.state_dict()["backbone.bn1.num_batches_tracked"]) == 1
+    # As many numbers were drawn as in first order.
+    model.load_state_dict(start)
+    torch.manual_seed(7)
+    mldg_step(model, torch.optim.SGD(model.parameters(), lr=1.0), *batches, inner_lr=0.1)
+    assert drawn == torch.rand(())
     wanted, other = flat(expected[order]), flat(expected[3 - order])
     assert (got - wanted).norm() <= 1e-9 * wanted.norm()
     assert (got - other).norm() > 1e-3 * wanted.norm()
-    assert int(model.state_dict()["backbone.bn1.num_batches_tracked"]) == 1
 
 
 def test_an_order_that_is_none() -> None:

@@ -126,6 +126,7 @@ def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"sources": ["gtav=x", "gtav"]}, "sources: got 'gtav', expected name=folder"),
         ({"batch_size": 1}, "batch_size: got 1, expected at least 2"),
         ({"iterations": 0}, "iterations: got 0"),
+        ({"lean_second_order": True}, "lean_second_order: got true, expected false"),
         ({"meta_order": 3}, "meta_order: got 3, expected 1 or 2"),
         ({"meta_order": 2, "mode": "joint"}, "meta_order: got 2, expected 1 for mode joint"),
         ({"device": "tpu"}, "device: got 'tpu'"),

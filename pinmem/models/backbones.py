@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torchvision
 from torch import Tensor, nn
 
+from pinmem.recompute import Stage
+
 __all__ = ["Backbone", "BackboneFeatures", "ResNetBackbone"]
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
@@ -30,6 +32,10 @@ class Backbone(nn.Module):
 
     channels: tuple[int, int, int]
     output_stride: int
+
+    def stages(self) -> list[Stage]:
+        """What an activation checkpoint may run again; nothing unless a backbone says so."""
+        return []
 
 
 class ResNetBackbone(Backbone):
@@ -85,9 +91,18 @@ class ResNetBackbone(Backbone):
         if output_stride <= 16:
             _dilate(self.layer4, 32 // output_stride)
 
+    def stem(self, images: Tensor) -> Tensor:
+        """What comes before the first stage: images [B,3,H,W] to features at 1/4."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
+
+    def stages(self) -> list[Stage]:
+        """What an activation checkpoint may run again: the stem, and every block."""
+        blocks = [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+        return [Stage(self, "stem", ("conv1", "bn1")), *map(Stage, blocks)]
+
     def forward(self, images: Tensor) -> BackboneFeatures:
         """Map images [B,3,H,W] to their features; every stride rounds up, as ceil(H/4)."""
-        low_level = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        low_level = self.layer1(self.stem(images))
         stage3 = self.layer3(self.layer2(low_level))
         return BackboneFeatures(low_level, stage3, self.layer4(stage3))
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pinmem.recompute import Stage
+
 from ..memory import ClassMemory
 from .backbones import Backbone, ResNetBackbone
 from .heads import ASPP, SummedASPP, auxiliary_head, conv_norm_relu, init_head, upsample
@@ -99,6 +101,11 @@ class Segmenter(nn.Module):
     def output_stride(self) -> int:
         """Input pixels per pixel of the query."""
         return self.backbone.output_stride
+
+    def stages(self) -> list[Stage]:
+        """What an activation checkpoint may run again: the backbone's stages and the heads."""
+        heads = (self.aspp, self.bottleneck, self.low_level, self.decoder, self.aux_head)
+        return [*self.backbone.stages(), *(Stage(head) for head in heads if head is not None)]
 
     def encode(self, images: Tensor) -> Features:
         """Run trunk, pyramid and bottleneck only: all that writing a memory needs.

@@ -1,0 +1,169 @@
+"""Checkpoints that can be differentiated twice: what a stage computed is computed again.
+
+PyTorch's own checkpoint keeps everything alive once a graph of gradients is asked for. Here a
+stage's backward pass is itself a function that recomputes, and so is the backward pass of that: in
+either order only the tensors between stages are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+class Stage:
+    """A method of a module that maps a tensor to a tensor, with the parameters it uses.
+
+    Args:
+        module: whose method it is.
+        method: its name.
+        parts: the submodules that it uses, by name; all where there are none.
+    """
+
+    def __init__(self, module: nn.Module, method: str = "forward", parts: Sequence[str] = ()):
+        self.module, self.method = module, method
+        named = [
+            (f"{part}.{name}" if part else name, parameter)
+            for part in (parts or ("",))
+            for name, parameter in module.get_submodule(part).named_parameters()
+        ]
+        self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Run on the input and, in place of the module's parameters, those that follow it."""
+        features, *parameters = tensors
+        with parameters_as(self.module, dict(zip(self.names, parameters, strict=True))):
+            return getattr(type(self.module), self.method)(self.module, features)
+
+
+class _Surroundings:
+    """What a stage's first run found: random state and autocast."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.random = random_state(device)
+        self.autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type)
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """The same once more; afterwards the random state is what it was before."""
+        now = random_state(self.device)
+        set_random_state(self.device, self.random)
+        try:
+            with torch.autocast(self.device.type, self.dtype, self.autocast):
+                yield
+        finally:
+            set_random_state(self.device, now)
+
+
+class _Values(Function):
+    """A stage's output, of which nothing is kept but its input."""
+
+    @staticmethod
+    def forward(ctx: Any, stage: Stage, *tensors: Tensor) -> Tensor:
+        ctx.stage, ctx.surroundings = stage, _Surroundings(tensors[0].device)
+        ctx.save_for_backward(*tensors)
+        return stage(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return None, *_Gradients.apply(ctx.stage, ctx.surroundings, cotangent, *ctx.saved_tensors)
+
+
+class _Gradients(Function):
+    """The gradients of a stage's input and parameters, recomputed; and theirs, likewise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stage: Stage, surroundings: _Surroundings, cotangent: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.stage, ctx.surroundings = stage, surroundings
+        ctx.save_for_backward(cotangent, *tensors)
+        return _gradients(stage, surroundings, cotangent, leaves_of(tensors), False)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor) -> Any:
+        cotangent, *tensors = leaves_of(ctx.saved_tensors)
+        grads = _gradients(ctx.stage, ctx.surroundings, cotangent, tensors, True)
+        pairs = [(g, v) for g, v in zip(grads, tangents, strict=True) if g.requires_grad]
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                [g for g, _ in pairs], [cotangent, *tensors], [v for _, v in pairs],
+                allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+        return None, None, *found
+
+
+def _gradients(
+    stage: Stage, surroundings: _Surroundings, cotangent: Tensor, leaves: Sequence[Tensor],
+    create_graph: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    with torch.enable_grad(), surroundings.again():
+        output = stage(leaves)
+    return torch.autograd.grad(
+        output, leaves, cotangent, create_graph=create_graph,
+        allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+
+
+def leaves_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same numbers as leaves of a graph of their own."""
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+@contextlib.contextmanager
+def recomputing(stages: Sequence[Stage]) -> Iterator[None]:
+    """Inside, these stages keep their input alone, and are run again for every derivative.
+
+    What they change as they run (running statistics) they change every time: freeze it.
+    """
+
+    def run(stage: Stage, features: Tensor) -> Tensor:
+        return _Values.apply(stage, features, *stage.parameters)
+
+    try:
+        for stage in stages:
+            setattr(stage.module, stage.method, partial(run, stage))
+        yield
+    finally:
+        for stage in stages:
+            delattr(stage.module, stage.method)
+
+
+@contextlib.contextmanager
+def parameters_as(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the model with other tensors in place of its parameters, by their full names."""
+    own = [_owner(model, name) for name in parameters]
+    before = [module._parameters[leaf] for module, leaf in own]
+    try:
+        for (module, leaf), tensor in zip(own, parameters.values(), strict=True):
+            module._parameters[leaf] = cast(nn.Parameter, tensor)
+        yield
+    finally:
+        for (module, leaf), parameter in zip(own, before, strict=True):
+            module._parameters[leaf] = parameter
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """Of the CPU, and of the device where that is another."""
+    states = [torch.get_rng_state()]
+    return (*states, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (*states,)
+
+
+def set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
+    """Go back to what :func:`random_state` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
