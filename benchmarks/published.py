@@ -1,4 +1,4 @@
-"""The published memory, told again: the baseline of the memory module.
+"""The published memory, reimplemented: the baseline of the memory module.
 
 The same operations in the same order as the code released with the paper: feature maps copied to
 channels-last and back, full-size scores and one-hot labels in int64, a softmax over all pixels

@@ -1,4 +1,4 @@
-"""The published training procedure, told again: the baseline of the training step.
+"""The published training procedure, reimplemented: the baseline of the training step.
 
 On this project's networks, as in the code released with the paper: three networks, four full
 passes, the inner graph kept to the end, the memory as in :mod:`benchmarks.published`. What it does

@@ -36,7 +36,7 @@ def write(files: Sequence[Path], document: Path = DOCUMENT) -> None:
 
 
 def save(file: Path, results: dict[str, Any]) -> None:
-    """Write results as JSON; whoever is ended meanwhile leaves the file as it was."""
+    """Write results as JSON, beside the file and then in its place: never half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}")
     beside.write_text(json.dumps(results, indent=1) + "\n")
