@@ -110,7 +110,7 @@ setup(
     license="BSD-3-Clause",
     packages=[*find_packages(include=["pinmem", "pinmem.*"]), *kernels],
     package_dir={"pinmem.kernels": "kernels"},
-    package_data={"pinmem": ["py.typed"]},
+    package_data={"pinmem": ["py.typed", "data/datasets/*.yaml"]},
     ext_modules=libraries,
     cmdclass={"build_ext": BuildKernels},
     # One wheel for every Python 3: the libraries use no Python API.

@@ -21,19 +21,29 @@ class TrainConfig:
     """Everything a run depends on. The defaults are the paper's, but for data and size.
 
     Args:
-        sources: training domains, each ``name=folder``, e.g. ``gtav=data/gtav``; two or more to
-            meta-learn. Name one twice to train on two views of it.
-        unseen: domains that are only validated on, each ``name=folder``.
+        sources: training domains, each ``name=folder``, e.g. ``gtav=data/gtav``, or a description
+            of your own, ``my.yaml``; two or more to meta-learn. Name one twice to train on two
+            views of it.
+        unseen: domains that are only validated on, written in the same way.
         out: folder of the run: checkpoints, log, pictures, resolved configuration.
         mode: joint (plain baseline), mldg, memory-joint, or memory-mldg (the paper).
-        model: name of the network, see pinmem.models.MODEL_NAMES.
-        weights: starting weights of the backbone, ``imagenet`` or none.
-        num_classes: number of classes and memory slots.
+        model: name of the network, one of pinmem.models.MODEL_NAMES, or ``timm:`` and the name of a
+            timm model.
+        weights: starting weights of the backbone: ``imagenet``, a local file, or none.
+        start: checkpoint whose weights the network starts with: of the trainer, of
+            ``pinmem.convert``, or a published one. Its memory, if any, is not initialised again.
+        freeze: ``backbone``: train neck, heads and memory alone.
+        num_classes: number of classes and memory slots; 0: as the sources have.
         output_stride: of the backbone; the network's published one if absent.
         iterations: training steps.
         batch_size: images of every domain in a step.
         crop_size: height and width of a training crop, one number for both.
         scale: bounds of the random scale.
+        class_uniform: share of the draws that begin with a class, all equally likely, and crop
+            around a place where it is; the published code's value is 0.5, its scripts' 0.
+        statistics: folder of the class statistics that class_uniform draws from, made by
+            ``python -m pinmem.data.check --statistics`` or at the start of a run.
+        cache: folder in which decoded pairs of the sources are kept, 4 bytes a pixel.
         lr: rate of the optimiser.
         momentum: of the optimiser.
         weight_decay: of the optimiser.
@@ -73,13 +83,18 @@ class TrainConfig:
     out: str = "runs/default"
     mode: Mode = "memory-mldg"
     model: str = "deeplabv3plus_r50"
-    weights: Literal["imagenet"] | None = None
-    num_classes: int = 19
+    weights: str | None = None
+    start: str | None = None
+    freeze: Literal["backbone"] | None = None
+    num_classes: int = 0
     output_stride: int | None = None
     iterations: int = 30_463
     batch_size: int = 4
     crop_size: int | tuple[int, int] = 768
     scale: tuple[float, float] = (0.5, 2.0)
+    class_uniform: float = 0.0
+    statistics: str | None = None
+    cache: str | None = None
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -127,7 +142,7 @@ class TrainConfig:
             ValueError: naming the option, what came and what was expected.
         """
         if not self.sources:
-            raise ValueError("sources: got none, expected at least one name=folder")
+            raise ValueError("sources: got none, expected at least one name=folder or .yaml file")
         for option in ("sources", "unseen"):
             for text in getattr(self, option):
                 named_folder(option, text)
@@ -142,6 +157,8 @@ class TrainConfig:
             raise ValueError(
                 f"meta_order: got 2, expected 1 for mode {self.mode}, which has no inner step"
             )
+        if self.freeze and self.weights is None and self.start is None:
+            raise ValueError("freeze: got backbone, expected weights or a start to freeze with it")
         if self.lean_second_order and self.meta_order != 2:
             raise ValueError("lean_second_order: got true, expected false with meta_order 1")
         smallest = self.batch_size * (1 if self.meta else len(self.sources))
@@ -149,10 +166,16 @@ class TrainConfig:
             raise ValueError(
                 "batch_size: got 1, expected at least 2: batch normalisation needs two images"
             )
-        for option in ("iterations", "batch_size", "num_classes", "checkpoint_every", "log_every"):
+        if not 0 <= self.class_uniform <= 1:
+            raise ValueError(f"class_uniform: got {self.class_uniform}, expected a share of 0..1")
+        if self.class_uniform and not self.statistics:
+            raise ValueError("statistics: missing, expected a folder for class_uniform to use")
+        for option in ("iterations", "batch_size", "checkpoint_every", "log_every"):
             if getattr(self, option) < 1:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected at least 1")
-        for option in ("validate_every", "validate_images", "workers", "threads", "seed"):
+        for option in (
+            "num_classes", "validate_every", "validate_images", "workers", "threads", "seed",
+        ):  # fmt: skip
             if getattr(self, option) < 0:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected 0 or more")
         if self.has_memory and self.memory_init_draws < 1:
@@ -167,14 +190,15 @@ class TrainConfig:
 
 
 def named_folder(option: str, text: str) -> tuple[str, str]:
-    """Split ``name=folder``.
+    """Split ``name=folder``; a description, ``my.yaml``, may go without (the folder is empty).
 
     Raises:
         ValueError: the text has no such form.
     """
     name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise ValueError(f"{option}: got {text!r}, expected name=folder")
+    described = name.partition(":")[0].endswith((".yaml", ".yml"))
+    if not name or (equals and not folder) or not (equals or described):
+        raise ValueError(f"{option}: got {text!r}, expected name=folder or a .yaml file")
     return name, folder
 
 
@@ -241,7 +265,10 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if text.startswith("Caught "):  # in a process that loads data: the traceback's last line
+            text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

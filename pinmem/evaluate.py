@@ -5,19 +5,31 @@ One confusion matrix over the whole set, from logits that are never upsampled in
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pinmem import checkpoint, ops
+from pinmem import ops
+from pinmem.checkpoint import load_trained, open_trained
 from pinmem.config import named_folder, parse, run
-from pinmem.data import CLASS_NAMES, SegmentationDataset, build_dataset, eval_transform
+from pinmem.data import Classes, SegmentationDataset, build_dataset, eval_transform
 from pinmem.meta import autocast, evaluating
-from pinmem.models import Segmenter, build_model
+from pinmem.models import Segmenter
+
+__all__ = [
+    "Score",
+    "check_classes",
+    "confusion_of",
+    "load_trained",
+    "open_dataset",
+    "pick_device",
+    "score",
+    "table",
+]
 
 
 class Score(NamedTuple):
@@ -67,45 +79,55 @@ def confusion_of(
 
 
 def open_dataset(
-    option: str, text: str, split: str, size: int | None = None, count: int = 0
+    option: str,
+    text: str,
+    split: str,
+    size: int | None = None,
+    count: int = 0,
+    classes: Classes | None = None,
 ) -> Dataset[tuple[Tensor, Tensor]]:
-    """The dataset ``name=folder`` for evaluation, at most ``count`` images spread evenly."""
+    """A dataset for evaluation, at most ``count`` images spread evenly.
+
+    Args:
+        option: what messages call it.
+        text: ``name=folder`` or a description, ``my.yaml``.
+        split: of the dataset.
+        size: height the images are read at.
+        count: 0: all.
+        classes: that it has to have.
+
+    Raises:
+        ValueError: as ``build_dataset``, or it has other classes.
+    """
     name, folder = named_folder(option, text)
     dataset: SegmentationDataset = build_dataset(name, folder, split, eval_transform(), size=size)
+    if classes is not None:
+        check_classes(dataset, classes)
     if not 0 < count < len(dataset):
         return dataset
     return Subset(dataset, [i * len(dataset) // count for i in range(count)])
 
 
-def table(result: Score) -> str:
+def check_classes(dataset: SegmentationDataset, classes: Classes) -> None:
+    """Raise ``ValueError`` unless a dataset has these classes, in this order."""
+    if dataset.classes.names != classes.names:
+        raise ValueError(
+            f"{dataset.name}: has the classes {', '.join(dataset.classes.names)}, "
+            f"expected {', '.join(classes.names)}"
+        )
+
+
+def table(result: Score, classes: Classes | None = None) -> str:
     """Per-class IoU in percent, and the mean, as lines of text."""
-    names = CLASS_NAMES if len(result.iou) == len(CLASS_NAMES) else range(len(result.iou))
+    named = classes or Classes.numbered(len(result.iou))
+    # A network may have more classes than are named.
+    names = [*named.names, *map(str, range(len(named), len(result.iou)))]
+    width = max(14, *map(len, names))
     rows = [
-        f"{name!s:>14} {100 * value:6.2f}" for name, value in zip(names, result.iou, strict=True)
+        f"{name:>{width}} {100 * value:6.2f}"
+        for name, value in zip(names, result.iou.tolist(), strict=True)
     ]
-    return "\n".join([*rows, f"{'mIoU':>14} {100 * result.miou:6.2f}"])
-
-
-def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Segmenter:
-    """The network of a checkpoint of ``pinmem.train``, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a checkpoint, or does not fit the network it names.
-    """
-    path = Path(path)
-    content = checkpoint.load(path, device)
-    config = content["config"]
-    model = build_model(
-        config["model"],
-        num_classes=config["num_classes"],
-        memory=config["mode"].startswith("memory"),
-        output_stride=config["output_stride"],
-        momentum=config["memory_momentum"],
-        temperature=config["memory_temperature"],
-    )
-    checkpoint.load_model(path, content, model)
-    return model.to(device).to(memory_format=torch.channels_last).eval()
+    return "\n".join([*rows, f"{'mIoU':>{width}} {100 * result.miou:6.2f}"])
 
 
 @dataclass
@@ -113,14 +135,16 @@ class EvaluateConfig:
     """Measure a trained network on one dataset.
 
     Args:
-        checkpoint: written by ``python -m pinmem.train``.
-        dataset: ``name=folder``.
+        checkpoint: written by ``python -m pinmem.train`` or ``pinmem.convert``, or a published one.
+        dataset: ``name=folder``, or a description, ``my.yaml``.
         split: of the dataset.
         size: height the images are read at; absent: their own.
         images: at most so many, evenly spread; 0: all.
         compat: Gumbel noise while reading, as in the published evaluation.
         amp: autocast to this type.
         workers: processes that load data.
+        model: name of the network in a published checkpoint, which does not say.
+        output_stride: likewise; the published one if absent.
         device: ``auto``, ``cpu``, ``cuda``, ...
     """
 
@@ -132,6 +156,8 @@ class EvaluateConfig:
     compat: bool = False
     amp: Literal["none", "bfloat16"] = "none"
     workers: int = 2
+    model: str | None = None
+    output_stride: int | None = None
     device: str = "auto"
 
 
@@ -155,13 +181,22 @@ def pick_device(name: str) -> torch.device:
 def main() -> None:
     """Run the program."""
     config = parse(EvaluateConfig, program="python -m pinmem.evaluate")
-    model = load_trained(config.checkpoint, pick_device(config.device))
-    dataset = open_dataset("dataset", config.dataset, config.split, config.size, config.images)
+    model, classes = open_trained(
+        config.checkpoint, pick_device(config.device), config.model, config.output_stride
+    )
+    dataset = open_dataset(
+        "dataset", config.dataset, config.split, config.size, config.images, classes
+    )
     amp_dtype = None if config.amp == "none" else torch.bfloat16
     if config.compat and model.memory is not None:
         model.memory.gumbel = "always"
     confusion = confusion_of(model, dataset, workers=config.workers, amp_dtype=amp_dtype)
-    print(table(score(confusion)))
+    if not confusion.any():
+        # Dummies, such as the labels of a test split: a score of them would be of nothing.
+        where = f"{config.dataset}: split {config.split}"
+        print(f"error: {where}: no labelled pixel", file=sys.stderr)
+        raise SystemExit(1)
+    print(table(score(confusion), classes))
     size = f"height {config.size}" if config.size else "own size"
     print(f"protocol: whole images at {size}, one scale, {len(dataset)} images")  # type: ignore[arg-type]
 

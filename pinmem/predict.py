@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pinmem.checkpoint import open_trained
 from pinmem.config import parse, run
-from pinmem.data import colorize, eval_transform
+from pinmem.data import CITYSCAPES, Classes, DataError, colorize, eval_transform
 from pinmem.data.decode import read_image
 from pinmem.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from pinmem.evaluate import load_trained, pick_device
+from pinmem.evaluate import pick_device
 from pinmem.meta import evaluating
 from pinmem.models import Segmenter
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @torch.no_grad()
@@ -29,18 +32,23 @@ def predict(model: Segmenter, image: Tensor) -> Tensor:
         return model.predict(image[None].to(device)).argmax(1)[0].to("cpu", torch.uint8)
 
 
-def overlay(image: Tensor, labels: Tensor, opacity: float = 0.5) -> Tensor:
+def overlay(
+    image: Tensor, labels: Tensor, opacity: float = 0.5, classes: Classes = CITYSCAPES
+) -> Tensor:
     """Class colours over an image; uint8 [3,H,W] and [H,W] to uint8 [3,H,W]."""
-    colours = torch.from_numpy(np.ascontiguousarray(colorize(labels.numpy()))).permute(2, 0, 1)
+    painted = np.ascontiguousarray(colorize(labels.numpy(), classes))
+    colours = torch.from_numpy(painted).permute(2, 0, 1)
     return (image.float() * (1 - opacity) + colours.float() * opacity).round().to(torch.uint8)
 
 
-def overlay_row(model: Segmenter, image: Tensor, labels: Tensor) -> Tensor:
+def overlay_row(
+    model: Segmenter, image: Tensor, labels: Tensor, classes: Classes = CITYSCAPES
+) -> Tensor:
     """Image, truth and prediction side by side, uint8 [3,H,3W]; the image comes normalised."""
     pixels = denormalize(image)
     labels = labels.as_subclass(Tensor)
-    guess = overlay(pixels, predict(model, image))
-    return torch.cat([pixels, overlay(pixels, labels), guess], dim=2)
+    guess = overlay(pixels, predict(model, image), classes=classes)
+    return torch.cat([pixels, overlay(pixels, labels, classes=classes), guess], dim=2)
 
 
 def denormalize(image: Tensor) -> Tensor:
@@ -62,15 +70,20 @@ class PredictConfig:
     """Segment every picture of a folder.
 
     Args:
-        checkpoint: written by ``python -m pinmem.train``.
+        checkpoint: written by ``python -m pinmem.train`` or ``pinmem.convert``, or a published one.
         images: a folder of pictures, or one picture.
-        out: where ``NAME_labels.png`` (class indices) and ``NAME_overlay.png`` go.
+        out: where ``NAME_labels.png`` (class indices) and ``NAME_overlay.png`` go; where pictures
+            differ in their suffix alone, NAME keeps it.
+        model: name of the network in a published checkpoint, which does not say.
+        output_stride: likewise; the published one if absent.
         device: ``auto``, ``cpu``, ``cuda``, ...
     """
 
     checkpoint: str
     images: str
     out: str
+    model: str | None = None
+    output_stride: int | None = None
     device: str = "auto"
 
 
@@ -78,24 +91,43 @@ def main() -> None:
     """Run the program."""
     config = parse(PredictConfig, program="python -m pinmem.predict")
     source = Path(config.images)
-    found = (
-        [source]
-        if source.is_file()
-        else sorted(path for path in source.glob("*") if path.suffix.lower() in PICTURES)
-    )
+    if not source.exists():
+        raise ValueError(f"images: no such file or folder: {str(source)!r}")
+    there = sorted(source.iterdir()) if source.is_dir() else [source]
+    found = [path for path in there if path.is_file() and (path == source or _is_picture(path))]
     if not found:
         raise ValueError(f"images: no picture in {str(source)!r} ({', '.join(PICTURES)})")
-    model = load_trained(config.checkpoint, pick_device(config.device))
-    normalise = eval_transform()
+    model, classes = open_trained(
+        config.checkpoint, pick_device(config.device), config.model, config.output_stride
+    )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    stems = Counter(path.stem for path in found)
+    failures = []
     for path in found:
-        pixels = read_image(path).as_subclass(Tensor)
-        image, _ = normalise(pixels, torch.zeros(pixels.shape[1:], dtype=torch.uint8))
+        try:
+            pixels = read_image(path).as_subclass(Tensor)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        image, _ = eval_transform()(pixels, torch.zeros(pixels.shape[1:], dtype=torch.uint8))
         labels = predict(model, image)
-        write_png(out / f"{path.stem}_labels.png", labels[None])
-        write_png(out / f"{path.stem}_overlay.png", overlay(pixels, labels))
-        print(out / f"{path.stem}_overlay.png")
+        name = path.stem if stems[path.stem] == 1 else path.name
+        write_png(out / f"{name}_labels.png", labels[None])
+        write_png(out / f"{name}_overlay.png", overlay(pixels, labels, classes=classes))
+        print(out / f"{name}_overlay.png")
+    if len(there) > len(found):
+        print(
+            f"left out: {len(there) - len(found)} entries that are hidden, folders or no pictures"
+        )
+    if failures:
+        print(f"error: {len(failures)} of {len(found)} pictures failed:", file=sys.stderr)
+        print("\n".join(failures), file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from pinmem.config import TrainConfig
+from pinmem.data import Classes
 from pinmem.evaluate import Score, table
 from pinmem.meta import Losses
 from pinmem.models import Segmenter
@@ -35,11 +36,15 @@ class Report:
         config: of the run.
         iteration: the iteration the run starts at.
         resumed: whether it goes on from a checkpoint.
+        classes: names and colours for tables and pictures.
     """
 
-    def __init__(self, out: Path, config: TrainConfig, iteration: int, resumed: bool) -> None:
+    def __init__(
+        self, out: Path, config: TrainConfig, iteration: int, resumed: bool, classes: Classes
+    ) -> None:
         self.out = out
         self.config = config
+        self.classes = classes
         self.console = Console()
         self.log = logging.getLogger(f"pinmem.{out}")
         self.log.setLevel(logging.INFO)
@@ -62,7 +67,7 @@ class Report:
 
     def track(self, items: Iterable[Item], what: str) -> Iterator[Item]:
         """Go through items under a progress bar."""
-        self.log.info(f"{what}: going through the training draws")
+        self.log.info(f"{what}: going through the training data")
         yield from track(items, what, console=self.console, transient=True)
         self.since = time.perf_counter()
 
@@ -104,11 +109,11 @@ class Report:
         for name, result in scores.items():
             self.log.info(f"iteration {iteration}, {name}: mIoU {100 * result.miou:.2f}%")
             with open(self.out / "scores.txt", "a") as file:
-                file.write(f"iteration {iteration}, {name}\n{table(result)}\n")
+                file.write(f"iteration {iteration}, {name}\n{table(result, self.classes)}\n")
             self.board.add_scalar(f"miou/{name}", result.miou, iteration)
             for k, value in enumerate(result.iou.tolist()):
                 self.board.add_scalar(f"iou/{name}/{k:02d}", value, iteration)
-            picture = overlay_row(model, *datasets[name][0])
+            picture = overlay_row(model, *datasets[name][0], self.classes)
             folder = self.out / "overlays" / name
             folder.mkdir(parents=True, exist_ok=True)
             write_png(folder / f"{iteration:06d}.png", picture)

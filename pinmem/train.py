@@ -29,14 +29,22 @@ from pinmem.meta import (
     mldg_step,
     split_domains,
 )
-from pinmem.prepare import build_network, load_draws, open_sources, open_validation, seed_of
+from pinmem.prepare import (
+    build_network,
+    load_draws,
+    open_places,
+    open_sources,
+    open_validation,
+    seed_of,
+)
 from pinmem.report import Report
 
 # What seeds what: kept apart so that no two streams share numbers.
 _DRAWS, _PHOTOMETRIC, _SPLIT, _INIT_DRAWS = range(4)
 # Options that a resumed run must share with the one it goes on from.
 _SAME_RUN = (
-    "sources", "mode", "model", "num_classes", "output_stride", "batch_size", "crop_size", "seed",
+    "sources", "mode", "model", "num_classes", "output_stride", "freeze", "batch_size", "crop_size",
+    "seed",
 )  # fmt: skip
 
 
@@ -58,7 +66,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.sources = open_sources(config)
-        self.validation = open_validation(config)
+        self.classes = self.sources[0].classes
+        self.validation = open_validation(config, self.classes)
         torch.manual_seed(config.seed)
         self.model = build_network(config).to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
@@ -83,15 +92,22 @@ class Trainer:
         self.scores: dict[str, float] = {}
         self.out = Path(config.out)
         resumed = self._resume() if config.resume else False
+        # A memory that comes with the weights is not initialised again.
+        self.has_memory = False
+        if config.start is not None and self.iteration == 0:
+            self.has_memory = checkpoint.start_from(config.start, self.model, config.model)
         self.out.mkdir(parents=True, exist_ok=True)
         config.save(self.out / "config.yaml")
-        self.report = Report(self.out, config, self.iteration, resumed)
+        self.report = Report(self.out, config, self.iteration, resumed, self.classes)
+        self.places = open_places(
+            config, self.sources, lambda what: lambda items: self.report.track(items, what)
+        )
 
     def fit(self) -> dict[str, float]:
         """Train to the last iteration; returns the final mIoU of every validation set."""
         config = self.config
         if self.iteration == 0:
-            if self.model.memory is not None:
+            if self.model.memory is not None and not self.has_memory:
                 self.initialise_memory()
             self.start_scores = self.scores = self.validate()
             self.save("last.pt")
@@ -180,6 +196,8 @@ class Trainer:
             confusion = confusion_of(
                 self.model, dataset, workers=self.config.workers, amp_dtype=self.amp_dtype
             )
+            if not confusion.any():
+                raise ValueError(f"{name}: no labelled pixel in its validation split")
             scores[name] = score(confusion)
         self.report.validation(self.iteration, scores, self.model, self.validation)
         # The best checkpoint is the best on unseen domains; on seen ones where there are none.
@@ -205,6 +223,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
             "config": dict(vars(self.config)),
+            "classes": self.classes.state(),
         }
         checkpoint.save(self.out / name, content)
 
@@ -219,6 +238,12 @@ class Trainer:
                 raise ValueError(
                     f"{option}: got {here!r}, but checkpoint {path} was trained with {there!r}"
                 )
+        named = content.get("classes", {}).get("names", list(self.classes.names))
+        if named != list(self.classes.names):  # a description may change under its name
+            raise ValueError(
+                f"sources: have the classes {', '.join(self.classes.names)}, "
+                f"but checkpoint {path} was trained on {', '.join(named)}"
+            )
         checkpoint.load_model(path, content, self.model)
         self.optimizer.load_state_dict(content["optimizer"])
         self.iteration, self.inner_lr = content["iteration"], content["inner_lr"]
@@ -233,7 +258,11 @@ class Trainer:
         config = self.config
         size = config.batch_size
         dataset = DomainDataset(
-            self.sources, config.iterations * size, seed=seed_of(config.seed, _DRAWS) % 2**32
+            self.sources,
+            config.iterations * size,
+            seed=seed_of(config.seed, _DRAWS) % 2**32,
+            class_uniform=config.class_uniform,
+            places=self.places,
         )
         return load_draws(dataset, range(start * size, len(dataset)), config, self.device)
 

@@ -76,18 +76,7 @@ def filtered_png16(samples: np.ndarray) -> bytes:
         predicted = (0 * row, left, up, (left + up) // 2, paeth)[number % 5]
         packed += bytes([number % 5]) + ((row - predicted) % 256).astype(np.uint8).tobytes()
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(packed))
-        + chunk(b"IEND", b"")
-    )
+    return png_of(width, height, 16, 2, packed)
 
 
 def gtav_tree(root: Path, count: int = 3, split: str = "train") -> Path:
@@ -96,3 +85,54 @@ def gtav_tree(root: Path, count: int = 3, split: str = "train") -> Path:
         write(root / f"images/{split}/a/{index + 1:05d}.png", picture(index))
         write_palette(root / f"labels/{split}/a/{index + 1:05d}.png", label_ids(target(index)))
     return root
+
+
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
+
+
+def interlaced_png(samples: np.ndarray) -> bytes:
+    """A PNG in seven passes of uint8 or uint16 [H, W] or [H, W, 3]."""
+    depth, color = 8 * samples.itemsize, 0 if samples.ndim == 2 else 2
+    rows = b""
+    for top, left, down, across in _ADAM7:
+        part = samples[top::down, left::across]
+        if part.shape[1]:
+            rows += b"".join(b"\0" + row.astype(f">u{samples.itemsize}").tobytes() for row in part)
+    return png_of(samples.shape[1], samples.shape[0], depth, color, rows, interlace=1)
+
+
+def grey_png(samples: np.ndarray, depth: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits a sample."""
+    rows = b""
+    for row in samples:
+        bits = "".join(format(int(value), f"0{depth}b") for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return png_of(samples.shape[1], samples.shape[0], depth, 0, rows)
+
+
+def png_of(
+    width: int, height: int, depth: int, color: int, rows: bytes, interlace: int = 0
+) -> bytes:
+    """A PNG of rows that are filtered already."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlace)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def put(path: Path, data: bytes) -> Path:
+    """A file of these bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path

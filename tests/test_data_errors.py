@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pinmem.data import DataError, build_dataset
-from pinmem.data.cityscapes_classes import CLASS_NAMES, LABELS, PALETTE, colorize
+from pinmem.config import run
+from pinmem.data import DataError, build_dataset, colorize, known_datasets
+from pinmem.data.cityscapes_classes import CLASS_NAMES, PALETTE
 from pinmem.data.decode import image_size, read_image, read_label
-from pinmem.data.encodings import gtav, mapillary, synthia, train_ids
-from pinmem.data.png import check_png, encode_png16
+from pinmem.data.png import encode_png16
 from tests.data_files import (
-    filtered_png16,
+    grey_png,
     gtav_tree,
     label_ids,
     picture,
@@ -21,6 +24,12 @@ from tests.data_files import (
     write_palette,
     write_synthia,
 )
+from tests.data_trees import VARIANTS, make, palette_anew
+
+
+def encoding(name: str, layout: int = 0):
+    return known_datasets()[name].layouts[layout].encoding
+
 
 IMAGE, LABEL = "images/train/a/00002.png", "labels/train/a/00002.png"
 
@@ -36,9 +45,7 @@ def message_of(root) -> str:
 
 
 def test_unknown_dataset():
-    with pytest.raises(
-        ValueError, match=r"name: expected one of gtav, .*did you mean 'cityscapes'"
-    ):
+    with pytest.raises(ValueError, match=r"dataset: got 'cityscape', .*did you mean 'cityscapes'"):
         build_dataset("cityscape", ".", "train")
 
 
@@ -47,15 +54,49 @@ def test_empty_split_names_root_split_and_patterns(tmp_path):
     with pytest.raises(ValueError, match="no image of gtav, split 'val'") as caught:
         build_dataset("gtav", tmp_path, "val")
     assert str(tmp_path) in str(caught.value)
-    for pattern in ("images/valid/**/*.png", "images/val/**/*.png", "images/*.png"):
+    for pattern in ("images/valid/**/*.{png", "images/val/**/*.{png", "images/*.{png"):
         assert pattern in str(caught.value)
 
 
-def test_missing_label(tmp_path):
-    (gtav_tree(tmp_path) / LABEL).unlink()
-    assert message_of(tmp_path) == (
-        f"{tmp_path / LABEL}: label file cannot be read: No such file or directory"
-    )
+def test_missing_labels_are_listed_when_the_dataset_is_opened(tmp_path):
+    gtav_tree(tmp_path, 9)
+    gone = sorted((tmp_path / "labels/train/a").iterdir())[:5]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        build_dataset("gtav", tmp_path, "train")
+    shown = ", ".join(map(str, gone[:3]))
+    assert str(caught.value) == f"gtav/train: 5 of 9 pairs lack a file: {shown} and 2 more"
+
+
+def test_missing_labels_of_idd_name_the_conversion(tmp_path):
+    write(tmp_path / "leftImg8bit/val/1/a_leftImg8bit.png", picture())
+    with pytest.raises(DataError, match=r"createLabels\.py --id-type csTrainId"):
+        build_dataset("idd", tmp_path, "val")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        build_dataset("gtav", tmp_path / "nowhere", "train")
+
+
+def test_vanished_label(tmp_path):
+    dataset = build_dataset("gtav", gtav_tree(tmp_path), "train")
+    (tmp_path / LABEL).unlink()
+    with pytest.raises(DataError) as caught:
+        dataset[1]
+    path = tmp_path / LABEL
+    assert str(caught.value) == f"{path}: label file cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_line_out_of_a_worker_process(tmp_path, workers):
+    dataset = build_dataset("gtav", gtav_tree(tmp_path), "train")
+    (tmp_path / LABEL).write_bytes(b"")
+    loader = torch.utils.data.DataLoader(dataset, batch_size=3, num_workers=workers)
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    assert str(caught.value) == f"{tmp_path / LABEL}: label file is empty"
 
 
 def test_vanished_image(tmp_path):
@@ -72,7 +113,7 @@ def test_truncated_file(tmp_path, name, keep):
     path.write_bytes(path.read_bytes()[:keep])
     text = message_of(tmp_path)
     assert text.startswith(f"{path}: ")
-    assert any(word in text for word in ("truncated", "empty", "not a PNG", "decoded"))
+    assert any(word in text for word in ("truncated", "empty", "cannot be decoded"))
 
 
 @pytest.mark.parametrize("name", [IMAGE, LABEL])
@@ -119,7 +160,8 @@ def test_value_outside_the_encoding(tmp_path):
     ids[2, 3], ids[0, 0] = 77, 99
     write_palette(gtav_tree(tmp_path) / LABEL, ids)
     assert message_of(tmp_path) == (
-        f"{tmp_path / LABEL}: label has values outside the encoding: 77, 99"
+        f"{tmp_path / LABEL}: label has values outside the encoding: 77, 99, "
+        "by index or by the colours of its palette"
     )
 
 
@@ -134,67 +176,96 @@ def test_synthia_code_outside_the_encoding(tmp_path):
     for code, shown in ((23, "23"), (300, "300")):
         path = write_synthia(tmp_path / "a.png", np.full((2, 2), code))
         with pytest.raises(ValueError, match=f"values outside the encoding: {shown}"):
-            synthia(read_label(path))
+            encoding("synthia")(read_label(path))
 
 
-@pytest.mark.parametrize("encoding", [mapillary, train_ids])
-def test_colour_where_an_index_belongs(encoding):
-    with pytest.raises(ValueError, match=r"expected one channel, got shape \[6, 10, 3\]"):
-        encoding(picture())
+def test_a_class_the_caller_has_no_name_for(tmp_path):
+    """An encoding of one's own may give anything: the first labels of a process are looked at."""
+    from pinmem.data import SegmentationDataset
+
+    pair = (write(tmp_path / "a.png", picture()), write(tmp_path / "b.png", target() // 255 + 20))
+    dataset = SegmentationDataset("own", [pair], lambda raw: raw.samples)
+    with pytest.raises(DataError, match=r"b\.png: label has class 20, expected 0\.\.18 or 255"):
+        dataset[0]
 
 
-def test_gtav_labels_in_colour(tmp_path):
-    write(gtav_tree(tmp_path) / LABEL, colorize(target(1)))
-    _, labels = build_dataset("gtav", tmp_path, "train")[1]
-    assert labels.dtype == torch.uint8
-    assert np.array_equal(labels.numpy(), target(1))
+@pytest.mark.parametrize("mode", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, mode):
+    grey = picture()[:, :, 0].astype(mode)
+    with pytest.raises(DataError, match=r"a\.tif: image has (16|32) bits a sample, expected 8"):
+        read_image(write(tmp_path / "a.tif", grey))
 
 
-def test_gtav_colours_of_every_label():
-    """Untrained labels are ignored, but for those that share a colour with a trained one."""
-    colors = np.array([[row.color for row in LABELS]], dtype=np.uint8)
-    expected = [5 if row.name == "polegroup" else row.train_id for row in LABELS]
-    assert gtav(colors)[0].tolist() == expected
-    alpha = np.concatenate([colors, np.full_like(colors[:, :, :1], 255)], axis=2)
-    assert gtav(alpha)[0].tolist() == expected
+def test_a_label_of_several_pages(tmp_path):
+    pages = [Image.fromarray(target(n)) for n in range(2)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"a\.tif: label cannot be decoded: it has 2 pages"):
+        read_label(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("options", [{}, {"bits": 8}, {"transparency": 0}, {"optimize": True}])
-def test_palette_indices_are_raw(tmp_path, options):
-    """Fewer bits an index, or a transparent colour: the index is what counts."""
-    path = write_palette(tmp_path / "a.png", label_ids(target()), **options)
-    assert np.array_equal(read_label(path), label_ids(target()))
+def test_any_error_out_of_a_worker_process_ends_a_program_with_one_line(capsys):
+    class Failing(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            raise OSError(28, "No space left on device", "some file")
+
+    with pytest.raises(SystemExit):
+        run(lambda: list(torch.utils.data.DataLoader(Failing(), num_workers=1)))
+    line = "error: [Errno 28] No space left on device: 'some file'\n"
+    assert capsys.readouterr().err == line
 
 
-def test_palette_of_four_bits(tmp_path):
-    indices = np.arange(60, dtype=np.uint8).reshape(6, 10) % 13
-    path = write_palette(tmp_path / "a.png", indices, bits=4)
-    assert path.read_bytes()[24] == 4
-    assert np.array_equal(read_label(path), indices)
+@pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP"])
+def test_labels_in_a_format_that_changes_values(tmp_path, kind):
+    Image.fromarray(target()).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(DataError, match=f"label is a {kind} file, expected PNG or TIFF"):
+        read_label(tmp_path / "a.png")
 
 
-def test_all_filters_of_16_bit_colour(tmp_path):
-    samples = np.random.default_rng(0).integers(0, 65536, (11, 7, 3)).astype(np.uint16)
-    path = tmp_path / "a.png"
-    for data in (filtered_png16(samples), encode_png16(samples)):
-        path.write_bytes(data)
-        check_png(data)
-        raw = read_label(path)
-        assert raw.dtype == np.uint16
-        assert np.array_equal(raw, samples)
+def test_where_neither_index_nor_colour_fits_the_file_is_named(tmp_path):
+    path = gtav_tree(tmp_path) / LABEL
+    palette_anew(path, target(1))
+    image = Image.open(path)
+    colors = image.getpalette()
+    colors[0] ^= 1  # one colour is a shade off
+    image.putpalette(colors)
+    image.save(path)
+    assert message_of(tmp_path).startswith(f"{path}: label has values outside the encoding: ")
 
 
-def test_16_bit_grey(tmp_path):
-    codes = np.arange(60, dtype=np.uint16).reshape(6, 10) % 23
-    assert np.array_equal(read_label(write(tmp_path / "a.png", codes)), codes)
-    assert synthia(read_label(tmp_path / "a.png")).dtype == np.uint8
+def test_a_label_larger_than_any_picture(tmp_path):
+    path = gtav_tree(tmp_path) / LABEL
+    path.write_bytes(grey_png(np.zeros((1, 1), np.uint8), 4))
+    data = bytearray(path.read_bytes())
+    data[16:24] = (20992).to_bytes(4, "big") + (10496).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert message_of(tmp_path).startswith(f"{path}: label cannot be decoded: Image size")
+    with pytest.raises(DataError, match=r"00002\.png: header cannot be read: Image size"):
+        image_size(path)
 
 
-def test_grey_image_is_read_as_rgb(tmp_path):
-    grey = picture()[:, :, 0]
-    image = read_image(write(tmp_path / "a.png", grey))
-    assert image.shape == (3, 6, 10)
-    assert np.array_equal(image[1].numpy(), grey)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("road", "rode"),
+        lambda text: text.replace('"imgHeight": 48', '"imgHeight": 48000000'),
+        lambda text: text.replace('"polygon": [[0, 0]', '"polygon": [[1e300, 0]'),
+        lambda text: text.replace("imgWidth", "width"),
+        lambda text: text[:-9],
+        lambda text: "[]",
+    ],
+)
+def test_polygons_that_are_none(tmp_path, change):
+    path = make(tmp_path, VARIANTS["idd polygons"])[0][1]
+    dataset = build_dataset("idd", tmp_path, "train")
+    text = change(path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"^{path}: "):
+        dataset[0]
 
 
 def test_image_size_reads_the_header_alone(tmp_path):

@@ -1,118 +1,107 @@
-"""Every arrangement of folders a dataset is handed out in is found, paired and decoded."""
+"""Every arrangement of files a dataset comes in is found, paired and decoded."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
 
-from pinmem.data import IGNORE_INDEX, LAYOUTS, build_dataset
-from pinmem.data.encodings import MAPILLARY_TO_TRAIN_ID, SYNTHIA_TO_TRAIN_ID
+from pinmem.data import DataError, build_dataset, known_datasets
+from pinmem.data.files import find_files
+from pinmem.data.parse import open_description
 from pinmem.data.splits import standard_split
-from tests.data_files import (
-    gtav_tree,
-    label_ids,
-    picture,
-    target,
-    write,
-    write_palette,
-    write_synthia,
-)
+from tests.data_files import gtav_tree, picture, target, write, write_palette
+from tests.data_trees import VARIANTS, make, scene
 
 
-def synthia_label(path: Path, train_ids: np.ndarray) -> Path:
-    codes = {t: c for c, t in SYNTHIA_TO_TRAIN_ID.items() if t != IGNORE_INDEX}
-    return write_synthia(path, np.vectorize(lambda t: codes.get(int(t), 22))(train_ids))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant(tmp_path, name):
+    variant = VARIANTS[name]
+    pairs = make(tmp_path, variant)
+    dataset = build_dataset(variant.dataset, tmp_path, variant.split)
+    assert [dataset.paths(i) for i in range(len(dataset))] == pairs
+    for index, number in enumerate(variant.numbers):
+        pixels, labels = dataset[index]
+        assert isinstance(pixels, tv_tensors.Image)
+        assert isinstance(labels, tv_tensors.Mask)
+        assert pixels.dtype == labels.dtype == torch.uint8
+        assert np.array_equal(labels.numpy(), scene(number)[1])
+        if variant.image.endswith(".png"):
+            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), scene(number)[0])
 
 
-def mapillary_label(path: Path, train_ids: np.ndarray) -> Path:
-    codes = {t: c for c, t in MAPILLARY_TO_TRAIN_ID.items() if t != IGNORE_INDEX}
-    ids = np.vectorize(lambda t: codes.get(int(t), 65), otypes=[np.uint8])(train_ids)
-    return write_palette(path, ids)
+def test_every_dataset_has_a_variant_tested():
+    assert {variant.dataset.partition(":")[0] for variant in VARIANTS.values()} == set(
+        known_datasets()
+    )
 
 
-def cityscapes_label(path: Path, train_ids: np.ndarray) -> Path:
-    return write(path, label_ids(train_ids))
-
-
-def gtav_label(path: Path, train_ids: np.ndarray) -> Path:
-    return write_palette(path, label_ids(train_ids))
-
-
-CITY = "leftImg8bit/{}/bonn/bonn_000000_000019_leftImg8bit"
-FINE = "gtFine/{}/bonn/bonn_000000_000019_gtFine_"
-# dataset, split, folder name in "{}", image file, label file, how its label is written
-VARIANTS: list[tuple[str, str, str, str, str, Callable[[Path, np.ndarray], Path]]] = [
-    ("gtav", "train", "train", "images/{}/00001.png", "labels/{}/00001.png", gtav_label),
-    ("gtav", "val", "valid", "images/{}/x/00007.png", "labels/{}/x/00007.png", gtav_label),
-    ("gtav", "val", "val", "images/{}/00007.png", "labels/{}/00007.png", gtav_label),
-    ("gtav", "test", "test", "images/{}/00007.png", "labels/{}/00007.png", gtav_label),
-    ("gtav", "val", "", "images/00022.png", "labels/00022.png", gtav_label),
-    ("synthia", "train", "train", "RGB/{}/0000001.png", "GT/LABELS/{}/0000001.png", synthia_label),
-    ("synthia", "val", "", "RGB/0000000.png", "GT/LABELS/0000000.png", synthia_label),
-    (
-        "synthia", "train", "", "RAND_CITYSCAPES/RGB/0000001.png",
-        "RAND_CITYSCAPES/GT/LABELS/0000001.png", synthia_label,
-    ),
-    ("cityscapes", "val", "val", CITY + ".png", FINE + "labelIds.png", cityscapes_label),
-    (
-        "cityscapes", "train", "train", "leftImg8bit_trainvaltest/" + CITY + ".png",
-        "gtFine_trainvaltest/" + FINE + "labelIds.png", cityscapes_label,
-    ),
-    (
-        "cityscapes", "train", "train", "leftImg8bit_trainvaltest/" + CITY + ".png",
-        FINE + "labelIds.png", cityscapes_label,
-    ),
-    ("idd", "val", "val", CITY + ".png", FINE + "labelcsTrainIds.png", write),
-    (
-        "idd", "val", "val", "leftImg8bit_trainvaltest/" + CITY + ".jpg",
-        "gtFine_trainvaltest/" + FINE + "labelcsTrainIds.png", write,
-    ),
-    ("bdd100k", "val", "val", "images/{}/a.jpg", "labels/{}/a_train_id.png", write),
-    ("bdd100k", "val", "val", "images/10k/{}/a.jpg", "labels/sem_seg/masks/{}/a.png", write),
-    ("mapillary", "train", "training", "{}/images/a.jpg", "{}/labels/a.png", mapillary_label),
-    ("mapillary", "val", "validation", "{}/images/a.jpg", "{}/v1.2/labels/a.png", mapillary_label),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "split", "folder", "image", "label", "write_label"), VARIANTS)
-def test_variant(tmp_path, name, split, folder, image, label, write_label):
-    image_path = write(tmp_path / image.format(folder), picture(3))
-    label_path = write_label(tmp_path / label.format(folder), target(3))
-    dataset = build_dataset(name, tmp_path, split)
-    assert len(dataset) == 1
-    assert dataset.paths(0) == (image_path, label_path)
-    pixels, labels = dataset[0]
-    assert isinstance(pixels, tv_tensors.Image)
-    assert isinstance(labels, tv_tensors.Mask)
-    assert pixels.dtype == labels.dtype == torch.uint8
-    assert np.array_equal(labels.numpy(), target(3))
-    if image.endswith(".png"):
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), picture(3))
-
-
-def test_every_layout_has_a_variant_tested():
-    assert {variant[0] for variant in VARIANTS} == set(LAYOUTS)
+@pytest.mark.parametrize("dataset", ["mapillary", "synthia", "idd", "gtav", "cityscapes"])
+def test_every_raw_value_of_a_known_dataset_has_a_meaning(dataset):
+    """Tables are complete: 0..65 and 0..123 of Mapillary, 0..22 of SYNTHIA, 0..33 of Cityscapes."""
+    counts = {"mapillary": (66, 66, 124), "synthia": (23,), "idd": (0,), "gtav": (35,)}
+    layouts = known_datasets()[dataset].layouts
+    for layout, count in zip(layouts, counts.get(dataset, (34,)), strict=False):
+        assert set(range(count)) <= set(layout.encoding.values)
+    published = {13: 0, 24: 0, 41: 0, 2: 1, 15: 1, 17: 2, 6: 3, 3: 4, 45: 5, 47: 5, 48: 6, 50: 7}
+    if dataset == "mapillary":
+        values = layouts[0].encoding.values
+        assert {k: v for k, v in values.items() if v < 8} == published
+    if dataset == "idd":
+        names = layouts[-1].encoding.names
+        assert len(names) == 40 and names["non-drivable fallback"] == 9
 
 
 def test_pairs_are_in_order_of_name_and_hidden_files_are_left(tmp_path):
     gtav_tree(tmp_path, 4)
     (tmp_path / "images/train/a/._00001.png").write_bytes(b"resource fork")
     (tmp_path / "images/train/a/notes.txt").write_text("no image")
+    write(tmp_path / "images/train/a/.ipynb_checkpoints/00001-checkpoint.png", picture())
     dataset = build_dataset("gtav", str(tmp_path), "train")
     assert [dataset.paths(i)[0].name for i in range(4)] == [f"0000{i}.png" for i in range(1, 5)]
+    left = find_files(*open_description("gtav")[:1], tmp_path, "train").left_out
+    assert sorted(path.name for paths in left.values() for path in paths) == [
+        "._00001.png",
+        "00001-checkpoint.png",
+        "notes.txt",
+    ]
 
 
-def test_linked_folders_are_followed(tmp_path):
+def test_suffixes_of_any_case_are_paired(tmp_path):
+    """Some cameras, and some programs, write .JPG: all of them, or one among others."""
+    for number, suffix in enumerate(("jpg", "JPG", "Jpeg")):
+        write(tmp_path / f"images/10k/val/{number}.{suffix}", picture(number))
+        write(tmp_path / f"labels/sem_seg/masks/val/{number}.png", target(number))
+    assert len(build_dataset("bdd100k", tmp_path, "val")) == 3
+
+
+def test_pictures_that_are_not_looked_for_are_said(tmp_path, caplog):
+    gtav_tree(tmp_path)
+    write(tmp_path / "images/train/a/00009.bmp", picture())
+    write(tmp_path / "labels/train/a/00010.png", target())
+    assert len(build_dataset("gtav", tmp_path, "train")) == 3
+    assert "gtav/train: 1 pictures left out" in caplog.text
+    assert "gtav/train: 1 labels without an image left out" in caplog.text
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
     gtav_tree(tmp_path / "real")
     for part in ("images", "labels"):
         (tmp_path / "here" / part / "train").mkdir(parents=True)
         (tmp_path / "here" / part / "train/a").symlink_to(tmp_path / "real" / part / "train/a")
+        (tmp_path / "here" / part / "train/again").symlink_to(tmp_path / "here" / part / "train")
     assert len(build_dataset("gtav", tmp_path / "here", "train")) == 3
+
+
+def test_linked_files(tmp_path):
+    gtav_tree(tmp_path / "real")
+    for path in (tmp_path / "real").rglob("*.png"):
+        link = tmp_path / "here" / path.relative_to(tmp_path / "real")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    dataset = build_dataset("gtav", tmp_path / "here", "train")
+    assert np.array_equal(dataset[2][1].numpy(), target(2))
 
 
 def test_variant_with_labels_wins(tmp_path):
@@ -127,7 +116,7 @@ def test_variant_with_labels_wins(tmp_path):
 def test_flat_folder_is_divided_by_the_standard_split(tmp_path):
     for number in range(1, 41):
         write(tmp_path / f"images/{number:05d}.png", picture())
-        gtav_label(tmp_path / f"labels/{number:05d}.png", target())
+        write_palette(tmp_path / f"labels/{number:05d}.png", np.zeros((6, 10), np.uint8))
     sets = {split: build_dataset("gtav", tmp_path, split) for split in ("train", "val", "test")}
     assert sum(map(len, sets.values())) == 40
     names = [int(d.paths(i)[0].stem) for d in sets.values() for i in range(len(d))]
@@ -137,10 +126,38 @@ def test_flat_folder_is_divided_by_the_standard_split(tmp_path):
 def test_files_of_another_split_are_never_taken_for_a_flat_folder(tmp_path):
     """00022 is of the standard val split, but here it lies in train."""
     write(tmp_path / "images/train/00022.png", picture())
-    gtav_label(tmp_path / "labels/train/00022.png", target())
+    write_palette(tmp_path / "labels/train/00022.png", np.zeros((6, 10), np.uint8))
     assert len(build_dataset("gtav", tmp_path, "train")) == 1
     with pytest.raises(ValueError, match="no image of gtav, split 'val'"):
         build_dataset("gtav", tmp_path, "val")
+
+
+def test_a_list_names_what_is_there(tmp_path):
+    gtav_tree(tmp_path)
+    for part in ("images", "labels"):
+        for path in (tmp_path / part / "train/a").iterdir():
+            path.rename(tmp_path / part / path.name)
+    (tmp_path / "train.txt").write_text("00001.png\nimages/00003.png\n00009.png\n")
+    with pytest.raises(DataError, match=r"1 of 3 pairs lack a file: .*00009\.png"):
+        build_dataset("gtav", tmp_path, "train")
+    (tmp_path / "train.txt").write_text("00001.png\r\nimages/00003.png\r\n")
+    dataset = build_dataset("gtav", tmp_path, "train")
+    assert [dataset.paths(i)[0].name for i in range(len(dataset))] == ["00001.png", "00003.png"]
+
+
+def test_a_condition_is_not_another(tmp_path):
+    make(tmp_path, VARIANTS["acdc"])
+    make(tmp_path, VARIANTS["acdc one condition"])
+    assert len(build_dataset("acdc", tmp_path, "val")) == 4
+    assert len(build_dataset("acdc:fog", tmp_path, "val")) == 2
+    with pytest.raises(ValueError, match="no subset 'sun', expected fog, night, rain, snow"):
+        build_dataset("acdc:sun", tmp_path, "val")
+
+
+def test_a_dataset_without_splits_is_for_training(tmp_path):
+    make(tmp_path, VARIANTS["urbansyn"])
+    with pytest.raises(DataError, match="split 'val'"):
+        build_dataset("urbansyn", tmp_path, "val")
 
 
 def test_standard_splits_have_the_published_sizes():

@@ -157,10 +157,10 @@ def test_load_official_names_an_unreadable_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such file"):
         load_official(tmp_path / "absent.pth", model)
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.pth: not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match=r"text\.pth: not readable safely"):
         load_official(tmp_path / "text.pth", model)
     torch.save(Path("x"), tmp_path / "object.pth")
-    with pytest.raises(ValueError, match=r"object\.pth: not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match=r"object\.pth: not readable safely"):
         load_official(tmp_path / "object.pth", model)
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth: holds a list, expected a dict"):

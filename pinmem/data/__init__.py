@@ -4,26 +4,30 @@
 >>> draws = DomainDataset([dataset, other], length=2975)
 """
 
-from pinmem.data.cityscapes_classes import CLASS_NAMES, IGNORE_INDEX, NUM_CLASSES, PALETTE, colorize
-from pinmem.data.dataset import SegmentationDataset, build_dataset
+from pinmem.data.cityscapes_classes import CLASS_NAMES, IGNORE_INDEX, NUM_CLASSES, PALETTE
+from pinmem.data.classes import CITYSCAPES, Classes, colorize
+from pinmem.data.dataset import SegmentationDataset, build_dataset, dataset_name
 from pinmem.data.domains import DomainDataset
 from pinmem.data.errors import DataError
-from pinmem.data.layouts import LAYOUTS
+from pinmem.data.parse import known_datasets
 from pinmem.data.random_state import seeded
 from pinmem.data.transforms import eval_transform, train_transform
 
 __all__ = [
+    "CITYSCAPES",
     "CLASS_NAMES",
     "IGNORE_INDEX",
-    "LAYOUTS",
     "NUM_CLASSES",
     "PALETTE",
+    "Classes",
     "DataError",
     "DomainDataset",
     "SegmentationDataset",
     "build_dataset",
     "colorize",
+    "dataset_name",
     "eval_transform",
+    "known_datasets",
     "seeded",
     "train_transform",
 ]

@@ -19,7 +19,6 @@ __all__ = [
     "PALETTE",
     "TRAIN_ID_TO_LABEL_ID",
     "Label",
-    "colorize",
 ]
 
 IGNORE_INDEX = 255
@@ -84,10 +83,3 @@ LABEL_ID_TO_TRAIN_ID: dict[int, int] = {row.label_id: row.train_id for row in LA
 
 TRAIN_ID_TO_LABEL_ID: dict[int, int] = {row.train_id: row.label_id for row in _TRAINED}
 """trainId -> labelId, for the 19 trained classes only."""
-
-
-def colorize(target: np.ndarray) -> np.ndarray:
-    """Colours of a trainId map: uint8 [..., H, W] -> uint8 [..., H, W, 3]; ignored pixels black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[:NUM_CLASSES] = PALETTE
-    return table[target]

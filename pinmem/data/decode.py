@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pinmem.data.errors import DataError
 from pinmem.data.png import check_png, is_png, png_bit_depth
 
-__all__ = ["image_size", "read_image", "read_label"]
+__all__ = ["Polygons", "Raw", "image_size", "read_image", "read_label"]
 
-# What Pillow raises for files it cannot make sense of.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
+
+
+class Raw(NamedTuple):
+    """The samples of a label file, as they are stored.
+
+    ``samples`` is [H, W] (indices of a palette, or grey) or [H, W, C], uint8, uint16 or int32;
+    ``palette`` uint8 [N, 3] the colours of the indices, where the file has a palette.
+    """
+
+    samples: np.ndarray
+    palette: np.ndarray | None = None
+
+
+class Polygons(NamedTuple):
+    """A label drawn as named polygons, later ones over earlier ones; points are (x, y)."""
+
+    height: int
+    width: int
+    objects: list[tuple[str, list[tuple[float, float]]]]
 
 
 def _read_bytes(path: Path, kind: str) -> bytes:
@@ -39,58 +62,125 @@ def _one_line(error: Exception) -> str:
 
 
 def read_image(path: Path) -> Tensor:
-    """The RGB image in a PNG or JPEG file: uint8 [3, H, W], in channels-last order in memory.
+    """The RGB image in a file: uint8 [3, H, W], in channels-last order in memory.
+
+    Turned as its EXIF orientation says, as viewers show it.
 
     Raises:
         DataError: the file is missing, empty, truncated, damaged, or not an 8-bit image.
     """
     data = _read_bytes(path, "image")
-    if is_png(data) and png_bit_depth(data) == 16:
-        raise DataError(f"{path}: image has 16 bits a sample, expected 8")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.array(image.convert("RGB"))
-    except _UNREADABLE as error:
+            bits = _bits(image, data)
+            if bits <= 8:
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise DataError(f"{path}: image cannot be decoded: {_one_line(error)}") from error
+    if bits > 8:
+        raise DataError(f"{path}: image has {bits} bits a sample, expected 8")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_label(path: Path) -> np.ndarray:
-    """The raw samples of a label PNG: uint8 [H, W] (indices of a palette, or grey values), or
-    [H, W, C] for colour; uint16 for a 16-bit file.
+def read_label(path: Path) -> Raw | Polygons:
+    """The samples of a label file (PNG or TIFF), or the polygons of a ``.json`` as Cityscapes has.
 
     Raises:
-        DataError: the file is missing, empty, truncated, damaged, or not a PNG.
+        DataError: the file is missing, empty, truncated, damaged, or of another format.
     """
     data = _read_bytes(path, "label")
-    if not is_png(data):
-        raise DataError(f"{path}: label file is not a PNG")
+    if path.suffix.lower() == ".json":
+        try:
+            return _polygons(data)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}: no polygons of Cityscapes' form: {error!r}") from error
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if png_bit_depth(data) == 16 and image.mode in ("RGB", "RGBA"):
-                return _sixteen_bit_color(image, data)
-            return np.array(image)
-    except _UNREADABLE as error:
+            kind = image.format
+            raw = _samples(image, data) if kind in ("PNG", "TIFF") else None
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         raise DataError(f"{path}: label cannot be decoded: {_one_line(error)}") from error
+    if raw is None:
+        raise DataError(f"{path}: label is a {kind} file, expected PNG or TIFF")
+    return raw
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits a sample, as stored."""
+    if is_png(data):
+        return png_bit_depth(data)
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
+    return {"I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
+
+
+def _samples(image: Image.Image, data: bytes) -> Raw:
+    bits, mode = _bits(image, data), image.mode
+    if getattr(image, "n_frames", 1) > 1:
+        raise ValueError(f"it has {image.n_frames} pages")  # type: ignore[attr-defined]
+    if image.format == "TIFF":
+        if image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
+            raise ValueError("a TIFF whose zero is white, which is read inverted")
+        if mode == "F" or (bits > 8 and not mode.startswith("I")):
+            raise ValueError(f"a TIFF of mode {mode} with {bits} bits a sample")
+    elif bits == 16 and mode in ("RGB", "RGBA"):
+        return Raw(_sixteen_bit_color(image, data))
+    ImageOps.exif_transpose(image, in_place=True)
+    samples = np.array(image)
+    if mode == "P":
+        colors = image.getpalette("RGB") or []
+        return Raw(samples, np.array(colors, np.uint8).reshape(-1, 3))
+    if mode == "1":
+        return Raw(samples.astype(np.uint8))
+    if mode == "L" and bits < 8:  # Pillow stretches grey of fewer bits to 0..255
+        return Raw(samples // (255 // ((1 << bits) - 1)))
+    return Raw(samples)
 
 
 def _sixteen_bit_color(high: Image.Image, data: bytes) -> np.ndarray:
     """uint16 [H, W, C], of which Pillow gives the high bytes, or, told so, the low ones."""
     with Image.open(io.BytesIO(data)) as low:
         codec, extents, offset, raw_mode = low.tile[0]
+        if not raw_mode.startswith("RGB"):
+            raise ValueError("16-bit grey with alpha")
         low.tile = [(codec, extents, offset, raw_mode.replace("16B", "16L"))]
         low_bytes = np.array(low)
     return np.array(high).astype(np.uint16) << 8 | low_bytes
 
 
+def _polygons(data: bytes) -> Polygons:
+    content = json.loads(data)
+    height, width = int(content["imgHeight"]), int(content["imgWidth"])
+    if not (height > 0 and width > 0 and height * width <= 2 * (Image.MAX_IMAGE_PIXELS or 0)):
+        raise ValueError(f"size {width}x{height}")
+    objects = []
+    for item in content["objects"]:
+        points = [(float(x), float(y)) for x, y in item["polygon"]]
+        if not all(math.isfinite(n) and abs(n) < 1e6 for point in points for n in point):
+            raise ValueError("a point far outside the image")
+        if not item.get("deleted") and len(points) >= 3:
+            objects.append((str(item["label"]), points))
+    return Polygons(height, width, objects)
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image or label file, from its header alone.
+    """Height and width of an image or label file, from its header alone, turned as EXIF says.
 
     Raises:
         DataError: the file is missing or its header is not that of an image.
     """
+    if path.suffix.lower() == ".json":
+        polygons = read_label(path)
+        assert isinstance(polygons, Polygons)
+        return polygons.height, polygons.width
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise DataError(f"{path}: header cannot be read: {_one_line(error)}") from error
+            height, width = image.height, image.width
+            exif = Image.Exif()
+            if image.format != "TIFF":  # whose orientation Pillow has applied
+                exif.load(image.info.get("exif", b""))
+    except Exception as error:  # damaged files make Pillow raise nearly anything
+        reason = getattr(error, "strerror", None) or _one_line(error)
+        raise DataError(f"{path}: header cannot be read: {reason}") from error
+    return (width, height) if exif.get(_ORIENTATION) in (5, 6, 7, 8) else (height, width)

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pinmem.data.dataset import SegmentationDataset
+from pinmem.data.errors import DataError
 from pinmem.data.random_state import seeded
+from pinmem.data.statistics import ClassPlaces
 
 __all__ = ["DomainDataset"]
 
@@ -25,17 +27,30 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
     To train on one domain as two (the paper's setting G), pass it twice, the second through
     ``with_transform`` if its views are to differ.
 
+    With ``class_uniform``, that share of the draws of a domain starts with one of its classes, all
+    equally likely, and one of the class's places; the crop covers that pixel. The published code
+    (Zhu et al., CVPR 2019) fixes the numbers an epoch instead of drawing.
+
     Args:
         datasets: one a domain, each with a transform that ends in one size for all.
         length: how many draws there are.
         seed: of the whole sequence, non-negative.
+        class_uniform: share of class-uniform draws, 0..1.
+        places: of every dataset, for these.
 
     Raises:
-        ValueError: no dataset, an empty one, or a negative length or seed; at access, when the
-            domains' images differ in size.
+        ValueError: no dataset, an empty one, a negative length or seed, or places missing; at
+            access, when the domains' images differ in size.
     """
 
-    def __init__(self, datasets: Sequence[SegmentationDataset], length: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[SegmentationDataset],
+        length: int,
+        seed: int = 0,
+        class_uniform: float = 0.0,
+        places: Sequence[ClassPlaces] = (),
+    ) -> None:
         if not datasets:
             raise ValueError("datasets: expected at least one, got none")
         for dataset in datasets:
@@ -44,8 +59,12 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
         for name, value in (("length", length), ("seed", seed)):
             if value < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {value}")
+        if class_uniform and len(places) != len(datasets):
+            raise ValueError(f"places: expected {len(datasets)}, one a dataset, got {len(places)}")
         self.datasets = list(datasets)
         self.seed = seed
+        self.class_uniform = class_uniform
+        self.places = list(places)
         self._length = length
 
     def __len__(self) -> int:
@@ -57,7 +76,13 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
         images, targets = [], []
         for domain, dataset in enumerate(self.datasets):
             with seeded(self.seed, draw, domain):
-                image, target = dataset[int(torch.randint(len(dataset), ()))]
+                if self.class_uniform and float(torch.rand(())) < self.class_uniform:
+                    classes = self.places[domain].classes
+                    places = classes[int(torch.randint(len(classes), ()))]
+                    index, y, x = places[int(torch.randint(len(places), ()))].tolist()
+                    image, target = dataset.read(index, (y, x))
+                else:
+                    image, target = dataset[int(torch.randint(len(dataset), ()))]
             # stack() keeps neither the Image nor the Mask type: say so once, here.
             images.append(image.as_subclass(Tensor))
             targets.append(target.as_subclass(Tensor))
@@ -67,5 +92,5 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"{dataset.name} {list(target.shape)}"
                 for dataset, target in zip(self.datasets, targets, strict=True)
             )
-            raise ValueError(f"domains give images of different sizes, expected one: {names}")
+            raise DataError(f"domains give images of different sizes, expected one: {names}")
         return torch.stack(images), torch.stack(targets)

@@ -4,4 +4,13 @@ __all__ = ["DataError"]
 
 
 class DataError(ValueError):
-    """A file of a dataset is missing, damaged or not what its layout says; one line, naming it."""
+    """A file of a dataset is missing, damaged or not what its description says.
+
+    One line that names the file, also where it was raised in a process of a ``DataLoader``, which
+    raises it again with the whole traceback for a message.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught DataError in "):
+            message = message.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
+        super().__init__("\\n".join(message.splitlines()))

@@ -1,6 +1,6 @@
 """Which numbered file of GTAV and of SYNTHIA RAND-CITYSCAPES belongs to which split.
 
-Both datasets are handed out with all their images in one folder. These are the splits that the
+Both datasets come with all their images in one folder. These are the splits that the
 domain-generalisation literature trains and reports on (RobustNet, CVPR 2021, and after it Pin the
 Memory, CVPR 2022): for GTAV 12388 / 6382 / 6181 of 24966, for SYNTHIA 6580 / 2820 of 9400. They
 leave out 15 images of GTAV's own train split (12160, 12166, ...).

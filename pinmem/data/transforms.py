@@ -133,8 +133,10 @@ class Geometry(v2.Transform):
         self.scale = scale
         self.flip = flip
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a scale, a place and a side, and cut that out."""
+    def forward(
+        self, image: Tensor, target: Tensor, centre: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a scale, a place (over the pixel ``centre``, where given) and a side; cut out."""
         factor = _uniform(*self.scale)
         scaled = [max(1, int(extent * factor)) for extent in target.shape]
         size = [min(crop, extent) for crop, extent in zip(self.crop_size, scaled, strict=True)]
@@ -142,6 +144,11 @@ class Geometry(v2.Transform):
             int(torch.randint(extent - part + 1, ()))
             for extent, part in zip(scaled, size, strict=True)
         ]
+        if centre is not None:
+            for axis, pixel in enumerate(centre):
+                room, at = scaled[axis] - size[axis], int(pixel * factor)
+                first = at - int(torch.randint(size[axis], ()))
+                origin[axis] = min(max(first, 0), room)
         mirrored = _uniform(0.0, 1.0) < self.flip
         pixels, labels = crop_of_scaled(
             image.as_subclass(Tensor),
@@ -243,9 +250,11 @@ class TrainTransform(v2.Transform):
         self.geometry = geometry
         self.photometric = photometric
 
-    def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, target: Tensor, centre: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Both halves, one after the other."""
-        image, target = self.geometry(image, target)
+        image, target = self.geometry(image, target, centre)
         return self.photometric(image), target
 
 

@@ -1,4 +1,4 @@
-"""Segmentation networks: DeepLabV3+ and DeepLabV2 on ResNets, with and without class memory."""
+"""Segmentation networks: DeepLabs on many backbones, with and without class memory."""
 
 from .deeplab import MODEL_NAMES, Segmenter, SegmenterOutput, build_model
 from .official import load_official

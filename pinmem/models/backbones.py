@@ -1,26 +1,43 @@
-"""Torchvision's ResNets as dense feature extractors, dilated the way the paper's networks are."""
+"""What a backbone is, and torchvision's as the published networks use them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+import os
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import torchvision
 from torch import Tensor, nn
 
 from pinmem.recompute import Stage
 
-__all__ = ["Backbone", "BackboneFeatures", "ResNetBackbone"]
+from .state import mismatch, read_file
+
+__all__ = [
+    "Backbone",
+    "BackboneFeatures",
+    "MobileNetV2Backbone",
+    "ResNetBackbone",
+    "ShuffleNetV2Backbone",
+]
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
 OUTPUT_STRIDES = (8, 16, 32)
 
 
 class BackboneFeatures(NamedTuple):
-    """The maps a head reads: `low_level` at 1/4, `stage3` and `stage4` at up to 1/output_stride."""
+    """The maps a head reads.
+
+    low_level: what the decoder joins, at 1/4 (1/8 in the published mobile networks).
+    stage3, stage4: at up to 1/output_stride.
+    whitened: the standardised maps of :class:`~pinmem.models.whitening.InstanceNormResNet`.
+    """
 
     low_level: Tensor
     stage3: Tensor
     stage4: Tensor
+    whitened: tuple[Tensor, ...] = ()
 
 
 class Backbone(nn.Module):
@@ -37,6 +54,10 @@ class Backbone(nn.Module):
         """What an activation checkpoint may run again; nothing unless a backbone says so."""
         return []
 
+    def pretrained(self) -> nn.Module:
+        """The part whose weights may come pretrained, which `Segmenter.freeze_backbone` freezes."""
+        return self
+
 
 class ResNetBackbone(Backbone):
     """A torchvision ResNet without its classifier, at output stride 8, 16 or 32.
@@ -49,8 +70,7 @@ class ResNetBackbone(Backbone):
     Args:
         name: "resnet18", "resnet50" or "resnet101".
         output_stride: input pixels per pixel of `stage4`: 8, 16 or 32.
-        weights: None for random weights (He initialisation), "imagenet" for torchvision's
-            IMAGENET1K_V1, or the name of any member of torchvision's weights enum.
+        weights: see `classifier`.
         stride_in_conv1: stage 2 strides in the first convolution of its first block, as Caffe's
             ResNets and the published DeepLabV2 do.
 
@@ -69,9 +89,8 @@ class ResNetBackbone(Backbone):
         super().__init__()
         if name not in RESNETS:
             raise ValueError(f"name: got {name!r}, expected one of {', '.join(RESNETS)}")
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride: got {output_stride!r}, expected 8, 16 or 32")
-        resnet = torchvision.models.get_model(name, weights=_weights_member(name, weights))
+        _check_output_stride(output_stride)
+        resnet = classifier(name, weights)
         self.output_stride = output_stride
         expansion = resnet.layer1[0].expansion
         self.channels = (64 * expansion, 256 * expansion, 512 * expansion)
@@ -107,6 +126,110 @@ class ResNetBackbone(Backbone):
         return BackboneFeatures(low_level, stage3, self.layer4(stage3))
 
 
+class _MobileBackbone(Backbone):
+    """Five layers one after the other, the second giving the low-level map, at 1/8.
+
+    Below output stride 32 the convolutions that stride in `layer3` (and, at 8, in `layer2`) are
+    dilated instead, and only they: the published network.
+    """
+
+    def __init__(self, output_stride: int, layers: list[nn.Sequential]) -> None:
+        super().__init__()
+        _check_output_stride(output_stride)
+        self.output_stride = output_stride
+        self.layer0, self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        if output_stride == 8:
+            _dilate_strided(self.layer2, 2)
+        if output_stride <= 16:
+            _dilate_strided(self.layer3, 32 // output_stride)
+
+    def stages(self) -> list[Stage]:
+        """What an activation checkpoint may run again: the first and last layer, every block."""
+        return [
+            Stage(self.layer0),
+            *map(Stage, [*self.layer1, *self.layer2, *self.layer3]),
+            Stage(self.layer4),
+        ]
+
+    def forward(self, images: Tensor) -> BackboneFeatures:
+        """Map images [B,3,H,W] to their features; every stride rounds up, as ceil(H/8)."""
+        low_level = self.layer1(self.layer0(images))
+        stage3 = self.layer3(self.layer2(low_level))
+        return BackboneFeatures(low_level, stage3, self.layer4(stage3))
+
+
+class MobileNetV2Backbone(_MobileBackbone):
+    """torchvision's MobileNetV2, cut as RobustNet's and the paper's code cut it.
+
+    Args:
+        output_stride: 8, 16 or 32.
+        weights: see `classifier`.
+    """
+
+    def __init__(self, output_stride: int, weights: str | None = None) -> None:
+        blocks = classifier("mobilenet_v2", weights).features
+        cuts = (0, 2, 7, 11, 18, 19)
+        layers = [nn.Sequential(*blocks[i:j]) for i, j in itertools.pairwise(cuts)]
+        super().__init__(output_stride, layers)
+        self.channels = (32, 320, 1280)
+
+
+class ShuffleNetV2Backbone(_MobileBackbone):
+    """torchvision's ShuffleNetV2 of width 1, cut as RobustNet's and the paper's code cut it.
+
+    Args:
+        output_stride: 8, 16 or 32.
+        weights: see `classifier`.
+    """
+
+    def __init__(self, output_stride: int, weights: str | None = None) -> None:
+        net = classifier("shufflenet_v2_x1_0", weights)
+        # Published checkpoints have this "layer" in the first and last name.
+        stem = nn.Sequential(OrderedDict(layer=nn.Sequential(net.conv1, net.maxpool)))
+        top = nn.Sequential(OrderedDict(layer=net.conv5))
+        super().__init__(output_stride, [stem, net.stage2, net.stage3, net.stage4, top])
+        self.channels = (116, 464, 1024)
+
+
+def classifier(name: str, weights: str | None) -> Any:
+    """A torchvision classifier.
+
+    Args:
+        name: torchvision's.
+        weights: None for random weights; "imagenet" for its IMAGENET1K_V1, or another member of
+            its weights enum (downloaded once, into torchvision's cache); or a file of its state
+            dict, with or without the last layer.
+
+    Raises:
+        ValueError: no such weights, or they do not fit.
+    """
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None)
+    members = torchvision.models.get_model_weights(name).__members__
+    key = "IMAGENET1K_V1" if weights == "imagenet" else weights
+    if key in members:
+        return torchvision.models.get_model(name, weights=members[key])
+    if not os.path.isfile(weights):
+        expected = ", ".join(["imagenet", *members])
+        raise ValueError(f"weights: got {weights!r}, expected None or one of {expected}, or a file")
+    net = torchvision.models.get_model(name, weights=None)
+    found = read_file(weights)
+    last = ("fc.", "classifier.")
+    wanted = {key: v for key, v in net.state_dict().items() if not key.startswith(last)}
+    found = {key: v for key, v in found.items() if not key.startswith((*last, "__metadata__"))}
+    # Files of before 2018 count no batches.
+    counts = {key: v for key, v in wanted.items() if key.endswith("num_batches_tracked")}
+    if problems := mismatch(counts | found, wanted):
+        raise ValueError(f"weights {weights}: do not fit {name}: {problems}")
+    net.load_state_dict(found, strict=False)
+    return net
+
+
+def _check_output_stride(output_stride: int) -> None:
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride: got {output_stride!r}, expected 8, 16 or 32")
+
+
 def _dilate(stage: nn.Module, dilation: int) -> None:
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
@@ -115,12 +238,8 @@ def _dilate(stage: nn.Module, dilation: int) -> None:
                 module.dilation = module.padding = (dilation, dilation)
 
 
-def _weights_member(name: str, weights: str | None) -> torchvision.models.WeightsEnum | None:
-    if weights is None:
-        return None
-    members = torchvision.models.get_model_weights(name).__members__
-    key = "IMAGENET1K_V1" if weights == "imagenet" else weights
-    if key not in members:
-        expected = ", ".join(["imagenet", *members])
-        raise ValueError(f"weights: got {weights!r}, expected None or one of {expected}")
-    return members[key]
+def _dilate_strided(stage: nn.Module, dilation: int) -> None:
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+            module.dilation = module.padding = (dilation, dilation)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from pinmem.recompute import Stage
 
 from ..memory import ClassMemory
-from .backbones import Backbone, ResNetBackbone
+from .backbones import Backbone, MobileNetV2Backbone, ResNetBackbone, ShuffleNetV2Backbone
 from .heads import ASPP, SummedASPP, auxiliary_head, conv_norm_relu, init_head, upsample
+from .timm_backbone import PREFIX, TimmBackbone
+from .whitening import InstanceNormResNet
 
 __all__ = ["MODEL_NAMES", "Features", "Segmenter", "SegmenterOutput", "build_model"]
 
@@ -21,28 +25,33 @@ class Features(NamedTuple):
     """What `Segmenter.encode` returns and `Segmenter.decode` takes.
 
     query: [B,256,h,w], read from and written to the memory, h = ceil(H/output_stride).
-    low_level: [B,C,ceil(H/4),ceil(W/4)].
+    low_level: what the decoder joins, mostly [B,C,ceil(H/4),ceil(W/4)].
     stage3: the map the auxiliary head reads.
+    whitened: the standardised maps of a network with a whitening loss.
     """
 
     query: Tensor
     low_level: Tensor
     stage3: Tensor
+    whitened: tuple[Tensor, ...] = ()
 
 
 class SegmenterOutput(NamedTuple):
     """What `Segmenter.forward` returns.
 
-    logits: [B,K,h',w'] at the decoder's resolution (1/4 in DeepLabV3+, 1/8 in DeepLabV2).
+    logits: [B,K,h',w'] at the decoder's resolution: that of the low-level map, mostly 1/4, and 1/8
+        in DeepLabV2.
     aux_logits: [B,K,h3,w3] at the resolution of stage 3; None in eval mode.
     scores: [B,K,h,w], cosine of each query with each slot; None without a memory.
     query: [B,256,h,w], what the memory was read with.
+    whitened: the standardised maps of a network with a whitening loss.
     """
 
     logits: Tensor
     aux_logits: Tensor | None
     scores: Tensor | None
     query: Tensor
+    whitened: tuple[Tensor, ...] = ()
 
 
 class Segmenter(nn.Module):
@@ -74,6 +83,7 @@ class Segmenter(nn.Module):
         super().__init__()
         low_channels, stage3_channels, _ = backbone.channels
         self.num_classes = num_classes
+        self.frozen = False
         self.backbone = backbone
         self.aspp = aspp
         self.bottleneck = (
@@ -105,7 +115,25 @@ class Segmenter(nn.Module):
     def stages(self) -> list[Stage]:
         """What an activation checkpoint may run again: the backbone's stages and the heads."""
         heads = (self.aspp, self.bottleneck, self.low_level, self.decoder, self.aux_head)
-        return [*self.backbone.stages(), *(Stage(head) for head in heads if head is not None)]
+        stages = [*self.backbone.stages(), *(Stage(head) for head in heads if head is not None)]
+        # What is frozen keeps nothing for a derivative.
+        return [stage for stage in stages if any(p.requires_grad for p in stage.parameters)]
+
+    def freeze_backbone(self) -> None:
+        """Train neck, heads and memory alone.
+
+        The backbone's pretrained part requires no gradient and stays in evaluation mode.
+        """
+        self.frozen = True
+        self.backbone.pretrained().requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set the mode of every module but those that are frozen."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.pretrained().eval()
+        return self
 
     def encode(self, images: Tensor) -> Features:
         """Run trunk, pyramid and bottleneck only: all that writing a memory needs.
@@ -120,7 +148,8 @@ class Segmenter(nn.Module):
             got = f"{images.dtype} {list(images.shape)}"
             raise ValueError(f"images: got {got}, expected floating point [B,3,H,W]")
         maps = self.backbone(images)
-        return Features(self.bottleneck(self.aspp(maps.stage4)), maps.low_level, maps.stage3)
+        query = self.bottleneck(self.aspp(maps.stage4))
+        return Features(query, maps.low_level, maps.stage3, maps.whitened)
 
     def decode(self, features: Features, memory: Tensor | None = None) -> SegmenterOutput:
         """Read the memory and classify: `decode(encode(images))` is `forward(images)`.
@@ -143,7 +172,7 @@ class Segmenter(nn.Module):
             deep = torch.cat([fine, upsample(deep, fine.shape[-2:])], dim=1)
         logits = self.classifier(self.decoder(deep))
         aux_logits = self.aux_head(features.stage3) if self.training else None
-        return SegmenterOutput(logits, aux_logits, scores, features.query)
+        return SegmenterOutput(logits, aux_logits, scores, features.query, features.whitened)
 
     def forward(self, images: Tensor, memory: Tensor | None = None) -> SegmenterOutput:
         """Segment images [B,3,H,W]; see `encode` and `decode` for the arguments and errors."""
@@ -155,16 +184,23 @@ class Segmenter(nn.Module):
 
 
 class _Architecture(NamedTuple):
-    resnet: str
-    version: int
+    backbone: Callable[[int, str | None], Backbone]  # of output stride and weights
     output_strides: tuple[int, ...]  # the published one first
+    version: int = 3
 
 
+_STRIDES = (16, 8, 32)
 _ARCHITECTURES = {
-    "deeplabv3plus_r18": _Architecture("resnet18", 3, (32, 16, 8)),
-    "deeplabv3plus_r50": _Architecture("resnet50", 3, (16, 8, 32)),
-    "deeplabv3plus_r101": _Architecture("resnet101", 3, (16, 8, 32)),
-    "deeplabv2_r101": _Architecture("resnet101", 2, (8,)),
+    "deeplabv3plus_r18": _Architecture(partial(ResNetBackbone, "resnet18"), (32, 16, 8)),
+    "deeplabv3plus_r50": _Architecture(partial(ResNetBackbone, "resnet50"), _STRIDES),
+    "deeplabv3plus_r101": _Architecture(partial(ResNetBackbone, "resnet101"), _STRIDES),
+    "deeplabv3plus_r50_ibn": _Architecture(InstanceNormResNet, _STRIDES),
+    "deeplabv3plus_r50_isw": _Architecture(partial(InstanceNormResNet, whitening=True), _STRIDES),
+    "deeplabv3plus_mobilenetv2": _Architecture(MobileNetV2Backbone, _STRIDES),
+    "deeplabv3plus_shufflenetv2": _Architecture(ShuffleNetV2Backbone, _STRIDES),
+    "deeplabv2_r101": _Architecture(
+        partial(ResNetBackbone, "resnet101", stride_in_conv1=True), (8,), version=2
+    ),
 }
 
 MODEL_NAMES = tuple(_ARCHITECTURES)
@@ -180,43 +216,48 @@ def build_model(
     momentum: float = 0.8,
     temperature: float = 1.0,
 ) -> Segmenter:
-    """Build a published architecture, initialised as the published one is.
+    """Build a published architecture, initialised as the published one is, or one on timm.
 
     Args:
-        name: one of `MODEL_NAMES`.
+        name: one of `MODEL_NAMES`; or `timm:` and the name of a timm model, such as
+            `timm:convnext_tiny` or `timm:vit_small_patch14_dinov2`, for DeepLabV3+ on that.
         num_classes: K, the number of classes and of memory slots.
         memory: whether the network has a class memory.
-        weights: None for a random backbone; "imagenet" for torchvision's IMAGENET1K_V1 (downloaded
-            once), or the name of another member of its weights enum, such as "IMAGENET1K_V2".
-        output_stride: 8, 16 or 32; None for the published one: 32 for deeplabv3plus_r18, 16 for
-            _r50 and _r101, 8 for deeplabv2_r101, which has no other.
+        weights: None for a random backbone; "imagenet" for torchvision's IMAGENET1K_V1 or timm's
+            own (downloaded once); another member of torchvision's weights enum, such as
+            "IMAGENET1K_V2"; or a local file of the backbone's weights.
+        output_stride: 8, 16 or 32; None for the published one: 32 for deeplabv3plus_r18, 8 for
+            deeplabv2_r101, which has no other, 16 for the rest; and timm's own there.
         momentum: share of the old memory kept in a write.
         temperature: divides the scores in the reading loss.
 
     Raises:
         ValueError: for an unknown `name` (naming the nearest), `weights` or `output_stride`, or
-            `num_classes` below 1.
+            `num_classes` below 1, or where timm is not installed.
     """
-    if name not in _ARCHITECTURES:
+    if num_classes < 1:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
+    v2 = False
+    if name.startswith(PREFIX):
+        backbone: Backbone = TimmBackbone(name.removeprefix(PREFIX), output_stride, weights)
+    elif name not in _ARCHITECTURES:
         nearest = difflib.get_close_matches(name, MODEL_NAMES, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"name: got {name!r}, did you mean {nearest!r}? Expected one of "
-            + ", ".join(MODEL_NAMES)
+            + ", ".join([*MODEL_NAMES, f"{PREFIX}NAME"])
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
-    architecture = _ARCHITECTURES[name]
-    stride = architecture.output_strides[0] if output_stride is None else output_stride
-    if stride not in architecture.output_strides:
-        expected = " or ".join(str(s) for s in sorted(architecture.output_strides))
-        raise ValueError(f"output_stride: got {stride!r}, expected {expected} for {name}")
-
-    v2 = architecture.version == 2
-    backbone = ResNetBackbone(architecture.resnet, stride, weights, stride_in_conv1=v2)
+    else:
+        architecture = _ARCHITECTURES[name]
+        stride = architecture.output_strides[0] if output_stride is None else output_stride
+        if stride not in architecture.output_strides:
+            expected = " or ".join(str(s) for s in sorted(architecture.output_strides))
+            raise ValueError(f"output_stride: got {stride!r}, expected {expected} for {name}")
+        backbone = architecture.backbone(stride, weights)
+        v2 = architecture.version == 2
     deep_channels = backbone.channels[-1]
     return Segmenter(
         backbone,
-        SummedASPP(deep_channels) if v2 else ASPP(deep_channels, stride),
+        SummedASPP(deep_channels) if v2 else ASPP(deep_channels, backbone.output_stride),
         num_classes,
         low_level=not v2,
         decoder_convs=1 if v2 else 2,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pinmem.data.cityscapes_classes import colorize
+from pinmem.data.classes import colorize
 from pinmem.data.streets.generate import scene_seed
 from pinmem.data.streets.scene import render_street
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pinmem.data.cityscapes_classes import IGNORE_INDEX, LABELS, TRAIN_ID_TO_LABEL_ID
-from pinmem.data.encodings import SYNTHIA_TO_TRAIN_ID
+from pinmem.data.parse import known_datasets
 from pinmem.data.png import encode_png16
 from pinmem.data.streets.texture import Array
 
@@ -42,7 +42,11 @@ def _inverse(codes: dict[int, int]) -> Array:
 
 _LABEL_IDS = _inverse(TRAIN_ID_TO_LABEL_ID)
 _SYNTHIA = _inverse(
-    {train_id: code for code, train_id in SYNTHIA_TO_TRAIN_ID.items() if train_id != IGNORE_INDEX}
+    {
+        train_id: code
+        for code, train_id in known_datasets()["synthia"].layouts[0].encoding.values.items()
+        if train_id != IGNORE_INDEX
+    }
 )
 
 

@@ -1,0 +1,178 @@
+"""Every value read from a file is what its author stored, in every format a label comes in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pinmem.data import build_dataset, colorize, known_datasets
+from pinmem.data.cityscapes_classes import LABELS, PALETTE
+from pinmem.data.decode import Raw, image_size, read_image, read_label
+from pinmem.data.png import check_png, encode_png16
+from tests.data_files import (
+    filtered_png16,
+    grey_png,
+    gtav_tree,
+    interlaced_png,
+    label_ids,
+    picture,
+    target,
+    write,
+    write_palette,
+)
+from tests.data_trees import palette_anew
+
+
+def encoding(name: str, layout: int = 0):
+    return known_datasets()[name].layouts[layout].encoding
+
+
+IMAGE, LABEL = "images/train/a/00002.png", "labels/train/a/00002.png"
+
+
+def test_gtav_labels_in_colour(tmp_path):
+    write(gtav_tree(tmp_path) / LABEL, colorize(target(1)))
+    _, labels = build_dataset("gtav", tmp_path, "train")[1]
+    assert labels.dtype == torch.uint8
+    assert np.array_equal(labels.numpy(), target(1))
+
+
+def test_gtav_colours_of_every_label():
+    """Untrained labels are ignored, but for those that share a colour with a trained one."""
+    colors = np.array([[row.color for row in LABELS]], dtype=np.uint8)
+    expected = [5 if row.name == "polegroup" else row.train_id for row in LABELS]
+    gtav = encoding("gtav")
+    assert gtav(Raw(colors))[0].tolist() == expected
+    alpha = np.concatenate([colors, np.full_like(colors[:, :, :1], 255)], axis=2)
+    assert gtav(Raw(alpha))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 8}, {"transparency": 0}, {"optimize": True}])
+def test_palette_indices_are_raw(tmp_path, options):
+    """Fewer bits an index, or a transparent colour: the index is what counts."""
+    path = write_palette(tmp_path / "a.png", label_ids(target()), **options)
+    assert np.array_equal(read_label(path).samples, label_ids(target()))
+
+
+def test_palette_of_four_bits(tmp_path):
+    indices = np.arange(60, dtype=np.uint8).reshape(6, 10) % 13
+    path = write_palette(tmp_path / "a.png", indices, bits=4)
+    assert path.read_bytes()[24] == 4
+    assert np.array_equal(read_label(path).samples, indices)
+
+
+def test_all_filters_of_16_bit_colour(tmp_path):
+    samples = np.random.default_rng(0).integers(0, 65536, (11, 7, 3)).astype(np.uint16)
+    path = tmp_path / "a.png"
+    for data in (filtered_png16(samples), encode_png16(samples), interlaced_png(samples)):
+        path.write_bytes(data)
+        check_png(data)
+        raw = read_label(path).samples
+        assert raw.dtype == np.uint16
+        assert np.array_equal(raw, samples)
+
+
+def test_16_bit_grey(tmp_path):
+    codes = np.arange(60, dtype=np.uint16).reshape(6, 10) % 23
+    for name in ("a.png", "a.tif"):
+        raw = read_label(write(tmp_path / name, codes))
+        assert np.array_equal(raw.samples, codes)
+        assert encoding("synthia")(raw).dtype == np.uint8
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_grey_of_fewer_bits_is_not_stretched(tmp_path, depth):
+    values = (np.arange(90, dtype=np.uint8) % (1 << depth)).reshape(6, 15)
+    path = tmp_path / "a.png"
+    path.write_bytes(grey_png(values, depth))
+    samples = read_label(path).samples
+    assert samples.dtype == np.uint8
+    assert np.array_equal(samples, values)
+
+
+def test_a_palette_is_read_by_colour_where_the_index_disagrees(tmp_path):
+    """Another program saves a label again, and orders the palette anew."""
+    path = gtav_tree(tmp_path) / LABEL
+    palette_anew(path, target(1))
+    assert not np.array_equal(read_label(path).samples, label_ids(target(1)))
+    _, labels = build_dataset("gtav", tmp_path, "train")[1]
+    assert np.array_equal(labels.numpy(), target(1))
+
+
+def test_every_kind_of_palette_label_ordered_anew(tmp_path):
+    """Mapillary's own palette, and trainIds painted in Cityscapes' colours."""
+    mapillary = encoding("mapillary")
+    colors = {min(of): color for color, of in reversed(mapillary.colors.items())}
+    codes = {train_id: raw for raw, train_id in reversed(mapillary.values.items())}
+    for name, table, read in (
+        ("mapillary", codes, mapillary),
+        ("bdd100k", {k: k for k in range(19)} | {255: 255}, encoding("bdd100k")),
+    ):
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        for train_id, raw in table.items():
+            palette[raw] = (
+                colors[train_id]
+                if name == "mapillary"
+                else (*PALETTE, (0, 0, 0))[min(train_id, 19)]
+            )
+        lookup = np.zeros(256, dtype=np.uint8)
+        lookup[list(table)] = list(table.values())
+        image = Image.fromarray(lookup[target(3)])
+        indexed = Image.frombytes("P", image.size, image.tobytes())
+        indexed.putpalette(palette.ravel().tolist())
+        again = indexed.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+        for picture_of in (indexed, again):
+            picture_of.save(tmp_path / f"{name}.png")
+            assert np.array_equal(read(read_label(tmp_path / f"{name}.png")), target(3))
+
+
+@pytest.mark.parametrize("colors", ["grey", "black", "foreign"])
+def test_a_palette_without_the_datasets_colours_says_nothing(tmp_path, colors):
+    palette = {
+        "grey": np.repeat(np.arange(256), 3),
+        "black": np.zeros(768, int),
+        "foreign": np.arange(768) * 7 % 251,
+    }[colors]
+    indexed = Image.frombytes("P", (10, 6), target().tobytes())
+    indexed.putpalette(palette.tolist())
+    indexed.save(tmp_path / "a.png")
+    read = encoding("cityscapes", 4)  # trainIds
+    if colors == "black":  # all pixels in the colour of what is ignored: no label looks like that
+        with pytest.raises(ValueError, match="by index or by the colours of its palette"):
+            read(read_label(tmp_path / "a.png"))
+    else:
+        assert np.array_equal(read(read_label(tmp_path / "a.png")), target())
+
+
+def test_grey_image_is_read_as_rgb(tmp_path):
+    grey = picture()[:, :, 0]
+    image = read_image(write(tmp_path / "a.png", grey))
+    assert image.shape == (3, 6, 10)
+    assert np.array_equal(image[1].numpy(), grey)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, suffix, orientation):
+    """What a viewer shows: size and orientation, by decoding and from the header alone."""
+    upright = np.zeros((24, 40, 3), np.uint8)
+    upright[:8, :16] = 255  # a corner
+    turned = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(tmp_path / f"a.{suffix}", np.ascontiguousarray(turned), exif=exif)
+    image = read_image(path)
+    assert image.shape == (3, 24, 40)
+    assert image_size(path) == (24, 40)
+    assert image[0, 2, 2] > 200 and image[0, -2:, :].max() < 60 and image[0, :, -2:].max() < 60

@@ -1,0 +1,240 @@
+"""A dataset is a page of YAML: patterns or pairs, classes, an encoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+
+from pinmem.data import DataError, build_dataset, dataset_name
+from pinmem.data.describe import main as describe
+from tests.data_files import put, write
+from tests.data_own import (
+    COLORS,
+    HEAD,
+    NAMES,
+    PATTERNS,
+    TABLE,
+    colors_of,
+    five,
+    indexed,
+    own_tree,
+    raw,
+)
+
+
+def assert_reads(path, root=None, split="train", numbers=(0, 1, 2, 3)):
+    dataset = build_dataset(str(path), root, split)
+    assert len(dataset) == len(numbers)
+    for index, number in enumerate(numbers):
+        assert np.array_equal(dataset[index][1].numpy(), five(number))
+    return dataset
+
+
+def test_patterns_and_a_table(tmp_path):
+    path = own_tree(tmp_path)
+    dataset = assert_reads(path)
+    assert dataset.classes.names == NAMES and dataset.classes.colors == COLORS
+    assert dataset.name == "my/train"
+    assert_reads(path, split="val", numbers=(4, 5))
+    assert_reads(path, root=tmp_path, split="validation", numbers=(4, 5))
+
+
+def test_the_root_may_come_with_the_name(tmp_path):
+    own_tree(tmp_path / "data")
+    (tmp_path / "d.yaml").write_text(PATTERNS + HEAD + TABLE)
+    assert_reads(tmp_path / "d.yaml", root=tmp_path / "data")
+    with pytest.raises(ValueError, match=r"root: .*d\.yaml names no folder of its own, expected"):
+        build_dataset(str(tmp_path / "d.yaml"), "", "train")
+
+
+TABLES = {
+    "class: raw": "{flat: 10, built: [20], thing: 30, green: 40, sky: 50, ignore: 0-9}\n",
+    "values": "{values: {10: flat, 20: built, 30: thing, 40: green, sky: 50}}\nignore: 0\n",
+    "joined": "{flat: 10, built: 20, thing: [30-39], green: 40, sky: '45-55'}\nignore: 0\n",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_ways_to_write_a_table(tmp_path, table):
+    path = own_tree(tmp_path)
+    path.write_text("root: .\n" + PATTERNS + HEAD + "encoding: " + TABLES[table])
+    assert_reads(path)
+
+
+WRITERS = {
+    "trainIds": (lambda path, n: write(path, five(n)), "encoding: trainIds\n"),
+    "trainIds, tiff": (lambda path, n: write(path, five(n)), "encoding: trainIds\n"),
+    "colours": (
+        lambda path, n: write(path, colors_of(five(n))),
+        "encoding: colors\nignore: [[255, 255, 255]]\n",
+    ),
+    "other colours": (
+        lambda path, n: write(path, 255 - colors_of(five(n))),
+        "encoding:\n  colors:\n"
+        + "".join(f"    {k}: {[255 - c for c in v]}\n" for k, v in zip(NAMES, COLORS, strict=True))
+        + "    ignore: [[0, 0, 0]]\n",
+    ),
+    "palette": (
+        lambda path, n: (put(path, b"") and indexed(five(n)).save(path)) or path,
+        "encoding: colors\nignore: [[255, 255, 255]]\n",
+    ),
+    "16 bits": (
+        lambda path, n: write(path, raw(n).astype(np.uint16) * 1000),
+        "encoding: {10000: flat, 20000: built, 30000: thing, 40000: green, 50000: sky}\n"
+        "ignore: 0\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_encodings(tmp_path, kind):
+    writer, encoding = WRITERS[kind]
+    path = own_tree(tmp_path)
+    for number in range(4):
+        old = tmp_path / f"masks/train/shot {number}.png"
+        old.unlink()
+        writer(old.with_suffix(".tif" if "tiff" in kind else ".png"), number)
+    patterns = PATTERNS.replace("*.png", "*.{png,tif}")
+    path.write_text("root: .\n" + patterns + HEAD + encoding)
+    assert_reads(path)
+
+
+def test_lists_of_pairs(tmp_path):
+    path = own_tree(tmp_path)
+    pairs = [[f"photos/train/shot {n}.jpg", f"masks/train/shot {n}.png"] for n in (2, 0)]
+    path.write_text(f"root: .\npairs: {{train: {pairs}}}\n" + HEAD + TABLE)
+    assert_reads(path, numbers=(2, 0))
+    with pytest.raises(DataError, match=r"no image of .*my\.yaml, split 'val'.*no such split"):
+        build_dataset(str(path), None, "val")
+    lines = "".join(f"{image}\t{label}\n" for image, label in pairs)
+    (tmp_path / "train.txt").write_text(lines)
+    path.write_text("root: .\npairs: {train: train.txt}\n" + HEAD + TABLE)
+    assert_reads(path, numbers=(2, 0))
+    (tmp_path / "masks/train/shot 0.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 pairs lack a file: .*shot 0\.png"):
+        build_dataset(str(path), None, "train")
+
+
+def test_a_list_of_names(tmp_path):
+    path = own_tree(tmp_path)
+    for name in ("photos", "masks"):
+        for number in range(4):
+            file = next((tmp_path / name / "train").glob(f"shot {number}.*"))
+            file.rename(tmp_path / name / f"shot {number}{file.suffix}")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets/train.txt").write_text("shot 1\nphotos/shot 3.jpg masks/shot 3.png\n")
+    path.write_text(
+        "root: .\nimages: photos/*.jpg\nlabels: masks/*.png\nlist: sets/{split}.txt\n"
+        + HEAD
+        + TABLE
+    )
+    assert_reads(path, numbers=(1, 3))
+
+
+def test_images_and_labels_in_one_folder(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"train/{number}_rgb.png", np.zeros((*raw(0).shape, 3), np.uint8))
+        write(tmp_path / f"train/{number}_mask.png", raw(number))
+    path = tmp_path / "my.yaml"
+    both = "images: '{split}/*_rgb.png'\nlabels: '{split}/*_mask.png'\n"
+    path.write_text("root: .\n" + both + HEAD + TABLE)
+    assert_reads(path, numbers=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected keys and values"),
+        ("a: [", "not YAML: "),
+        (PATTERNS + TABLE, r"classes: expected name: \[red, green, blue\]"),
+        (
+            PATTERNS + HEAD + "encodng: trainIds\n",
+            "no such key 'encodng'; did you mean",
+        ),
+        (PATTERNS + HEAD + "  flat: [1, 2, 3]\n" + TABLE, "key 'flat' is there twice"),
+        (PATTERNS + HEAD, "encoding: got None, expected trainIds"),
+        (PATTERNS + HEAD + "encoding: {1: flatt}\n", "no class 'flatt'; did you mean 'flat'?"),
+        (PATTERNS + HEAD + "encoding: {flat: [1, 2], sky: 2}\n", "raw value 2 means two classes"),
+        (PATTERNS + HEAD + "encoding: trainIds\nignore: [9, 0]\n", "ignore: 0 is a class in the"),
+        (PATTERNS + HEAD + "encoding: {70000: flat}\n", "raw value 70000, expected 0..65535"),
+        (PATTERNS + HEAD + "encoding: labelIds\n", "labelIds are those of classes: cityscapes"),
+        ("images: a/*.png\n" + HEAD + TABLE, "labels: missing, expected a pattern"),
+        ("images: a/*.png\nlabels: b/*_*.png\n" + HEAD + TABLE, "has not the wildcards of images"),
+        ("images: a.png\nlabels: b.png\n" + HEAD + TABLE, "expected a pattern with *"),
+        (PATTERNS + "classes: {flat: [1, 2]}\n", r"got \[1, 2\], expected a colour"),
+        (PATTERNS + "classes: {ignore: [1, 2, 3]}\n" + TABLE, "'ignore' stands for"),
+        ("images: '{subset}/*'\nlabels: '{subset}/*'\n" + HEAD + TABLE, "subsets: missing"),
+        ("pairs: {train: [[a, b, c]]}\n" + HEAD + TABLE, "expected an image and a label"),
+        ("pairs: {train: no.txt}\n" + HEAD + TABLE, "No such file"),
+    ],
+)
+def test_what_is_wrong_with_a_description(tmp_path, text, message):
+    path = tmp_path / "my.yaml"
+    path.write_text("root: .\n" + text if text.startswith(("images", "classes", "pairs")) else text)
+    with pytest.raises(DataError) as caught:
+        build_dataset(str(path), None, "train")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=message.replace("?", r"\?").replace("*", r"\*")):
+        build_dataset(str(path), None, "train")
+
+
+def test_no_such_description(tmp_path):
+    with pytest.raises(DataError, match=r"no\.yaml: cannot be read: No such file"):
+        build_dataset(str(tmp_path / "no.yaml"), None, "train")
+
+
+def test_short_names():
+    assert [dataset_name(n) for n in ("gtav", "acdc:fog", "a/my.yaml", "a/my.yaml:wet")] == [
+        "gtav",
+        "acdc:fog",
+        "my",
+        "my:wet",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["table", "trainIds", "colours", "palette"])
+def test_describe_writes_a_first_draft(tmp_path, kind, capsys):
+    """What it writes reads the labels it looked at: the same regions, by whatever names."""
+    own_tree(tmp_path)
+    (tmp_path / "my.yaml").unlink()
+    if kind != "table":
+        for number in range(6):
+            split = "train" if number < 4 else "val"
+            WRITERS[kind][0](tmp_path / f"masks/{split}/shot {number}.png", number)
+    draft = tmp_path / "draft.yaml"
+    assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 0
+    content = yaml.safe_load(draft.read_text())
+    assert content["images"] == "photos/{split}/*.jpg"
+    assert content["labels"] == "masks/{split}/*.png"
+    assert "6 images, 6 labels, 6 pairs" in draft.read_text()
+    for split, numbers in (("train", range(4)), ("val", (4, 5))):
+        dataset = build_dataset(str(draft), None, split)
+        for index, number in enumerate(numbers):
+            drafted = dataset[index][1].numpy()
+            both = {*zip(drafted.ravel().tolist(), five(number).ravel().tolist(), strict=True)}
+            assert len(both) == len({pair[1] for pair in both})
+    before = draft.read_text()
+    assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert draft.read_text() == before
+
+
+def test_masks_of_black_and_white(tmp_path):
+    """255 is a class where nothing else is, and when a table says so."""
+    for number in range(2):
+        write(tmp_path / f"a/{number}.jpg", np.zeros((8, 8, 3), np.uint8))
+        write(tmp_path / f"b/{number}.png", (255 * np.eye(8)).astype(np.uint8))
+    assert describe(["--root", str(tmp_path), "--out", str(tmp_path / "d.yaml")]) == 0
+    dataset = build_dataset(str(tmp_path / "d.yaml"), None, "train")
+    assert dataset.classes.names == ("class_0", "class_255")
+    assert np.array_equal(dataset[1][1].numpy(), np.eye(8))
+
+
+def test_describe_says_what_it_did_not_find(tmp_path, capsys):
+    write(tmp_path / "a/1.jpg", np.zeros((4, 4, 3), np.uint8))
+    assert describe(["--root", str(tmp_path)]) == 1
+    assert "no images whose labels have their names: found 1 files a/*.jpg" in (
+        capsys.readouterr().err
+    )
+    assert describe(["--root", str(tmp_path / "no")]) == 1
