@@ -19,6 +19,7 @@ from pinmem import ops
 from pinmem.memory import Written
 from pinmem.models import Segmenter, SegmenterOutput
 from pinmem.recompute import parameters_as, random_state, recomputing, set_random_state
+from pinmem.second_order import TwiceDifferentiable
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def mldg_step(
 
     device = meta_train.images.device
     start = random_state(device)
-    inner = _inner_losses(model, meta_train, weights, amp_dtype)
+    with TwiceDifferentiable() if order == 2 and not lean else contextlib.nullcontext():
+        inner = _inner_losses(model, meta_train, weights, amp_dtype)
     moving = _gradients(inner.total, parameters, create_graph=order == 2 and not lean)
     inner_grads = [grad.detach() for grad in moving]
     inner = inner.detach()
@@ -175,7 +177,7 @@ def mldg_step(
     if order == 2 and lean:
         now = random_state(device)
         set_random_state(device, start)
-        with frozen_statistics(model), recomputing(model.stages()):
+        with frozen_statistics(model), recomputing(model.stages()), TwiceDifferentiable():
             again = _inner_losses(model, meta_train, weights, amp_dtype)
             moving = _gradients(again.total, parameters, create_graph=True)
             bent = _along(moving, parameters, outer_grads)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from pinmem.second_order import TwiceDifferentiable
+
 
 class Stage:
     """A method of a module that maps a tensor to a tensor, with the parameters it uses.
@@ -105,7 +107,8 @@ def _gradients(
     stage: Stage, surroundings: _Surroundings, cotangent: Tensor, leaves: Sequence[Tensor],
     create_graph: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    with torch.enable_grad(), surroundings.again():
+    second = TwiceDifferentiable() if create_graph else contextlib.nullcontext()
+    with torch.enable_grad(), surroundings.again(), second:
         output = stage(leaves)
     return torch.autograd.grad(
         output, leaves, cotangent, create_graph=create_graph,
