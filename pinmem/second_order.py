@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -30,7 +29,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        own = {torch.conv2d: _convolution, F.batch_norm: _batch_norm}.get(func)
+        own: Any = {torch.conv2d: _convolution, F.batch_norm: _batch_norm}.get(func)
         if own is not None and torch.is_grad_enabled():
             return own(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -178,10 +177,11 @@ class _BatchNormGradients(Function):
         return grads
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, tangent: Tensor | None, weight_tangent: Tensor | None, bias_tangent: Tensor | None
     ) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("batch_norm: third derivatives are not implemented")
         cotangent, features, weight, mean, rstd, along_x, along_one = ctx.saved_tensors
         n = features.numel() // features.shape[1]
         zero = torch.zeros_like(rstd)

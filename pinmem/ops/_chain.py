@@ -26,6 +26,7 @@ class Derivatives:
         outputs: how many outputs have a gradient; they come first.
         keeps: the forward's last output goes to the other passes (and its last constant does not).
         needs: the backward pass takes a flag per input.
+        pixelwise: a pixel's outputs depend on that pixel of the maps alone.
         zeros: cotangents of zero, from the forward's arguments, where they cannot be left out.
     """
 
@@ -33,6 +34,7 @@ class Derivatives:
     outputs: int
     keeps: bool = False
     needs: bool = False
+    pixelwise: bool = False
     zeros: Callable[..., Tensor] | None = None
 
 

@@ -84,7 +84,9 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            return looped(Backward, info, in_dims, arguments)
+            # Gradients of what all pixels share are sums over an element's pixels.
+            shared = any(arguments[-n + 1 :]) if rules.needs else True
+            return mapped(Backward, rules.pixelwise and not shared, info, in_dims, arguments)
 
     class Tangent(Function):
         """The forward pass's derivative along tangents: the double backward pass uncotangented."""
@@ -146,10 +148,32 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            return looped(Forward, info, in_dims, arguments)
+            return mapped(Forward, rules.pixelwise, info, in_dims, arguments)
 
     chain.backward, chain.double = Backward.apply, Double.apply
     return SimpleNamespace(forward=Forward.apply, backward=Backward.apply, double=Double.apply)
+
+
+def mapped(
+    function: Any, pixelwise: bool, info: Any, in_dims: Sequence[int | None], arguments: Any
+) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+    """``vmap``, folded into the batch where maps alone are mapped over, otherwise by a loop."""
+    count = info.batch_size
+    pairs = list(zip(arguments, in_dims, strict=True))
+    if not pixelwise or any(dim is not None and argument.ndim != 5 for argument, dim in pairs):
+        return looped(function, info, in_dims, arguments)
+    folded = []
+    for argument, dim in pairs:
+        if dim is not None:
+            argument = argument.movedim(dim, 0).flatten(0, 1)
+        elif isinstance(argument, Tensor) and argument.ndim == 4:
+            argument = argument.expand(count, *argument.shape).flatten(0, 1)
+        folded.append(argument)
+    results = function.apply(*folded)
+    # What nobody asked for is an empty vector.
+    maps = [result.ndim == 4 for result in results]
+    found = (r.unflatten(0, (count, -1)) if m else r for r, m in zip(results, maps, strict=True))
+    return tuple(found), tuple(0 if m else None for m in maps)
 
 
 def looped(

@@ -88,7 +88,7 @@ def _double_backward_fake(
 
 _CALL = declare(
     "memory_read",
-    Derivatives(inputs=2, outputs=2, needs=True),
+    Derivatives(inputs=2, outputs=2, needs=True, pixelwise=True),
     memory_read=Pass(
         "(Tensor query, Tensor memory, Tensor? gumbel) -> (Tensor readout, Tensor scores)",
         _forward_fake,

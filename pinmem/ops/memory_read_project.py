@@ -89,7 +89,7 @@ def _double_backward_fake(
 
 _CALL = declare(
     "memory_read_project",
-    Derivatives(inputs=3, outputs=2, needs=True),
+    Derivatives(inputs=3, outputs=2, needs=True, pixelwise=True),
     memory_read_project=Pass(
         "(Tensor query, Tensor memory, Tensor weight, Tensor? gumbel)"
         " -> (Tensor projected, Tensor scores)",
