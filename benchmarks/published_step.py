@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import published
-from pinmem.meta import Batch, Losses, LossWeights, autocast
+from pinmem.losses import Losses, LossWeights
+from pinmem.meta import Batch, autocast
 from pinmem.models import Segmenter
 from pinmem.models.heads import upsample
 

@@ -3,8 +3,9 @@
 Two domains, one to learn from and one to test on. ``auto`` is :func:`pinmem.meta.mldg_step` as
 the trainer calls it, in channels_last; ``eager`` the same on plain PyTorch; ``published`` the
 procedure of the release (benchmarks/published_step.py), in its memory format, also with autograd's
-anomaly mode, which the release leaves on. All share one optimiser, one network and the same
-images; dropout is off so that losses compare.
+anomaly mode, which the release leaves on. ``second order`` differentiates through the inner step
+too, which the release cannot, keeping its activations or computing them again (``lean``). All share
+one optimiser, one network and the same images; dropout is off so that losses compare.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pinmem.models import Segmenter, build_model
 
 INNER_LR = 0.001
 ANOMALY = "published, anomaly mode"
+SECOND, LEAN = "second order", "second order, lean"
 # In float64 both procedures are the same function.
 EXACT = 1e-6
 # In the row's own type, the losses of the first step.
@@ -58,7 +60,7 @@ class StepCase:
     keeps_state = True
     moved = operations = None
     ours: tuple[str, ...] = ("auto",)
-    baselines: tuple[str, ...] = ("eager", "published", ANOMALY)
+    baselines: tuple[str, ...] = ("eager", "published", ANOMALY, SECOND, LEAN)
 
     def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         setting = SETTINGS[plan.device]
@@ -76,14 +78,20 @@ class StepCase:
         return 1
 
     def backend_of(self, name: str) -> str:
-        return "auto" if name == "auto" else "reference"
+        return "auto" if name in ("auto", SECOND, LEAN) else "reference"
 
     def call(self, name: str, seed: int = 0) -> Call:
         amp = self.dtype if self.dtype.itemsize < 4 else None
         return _Stepper(self.plan, self.model, self.domain, name, torch.float32, amp, seed)
 
     def check(self, name: str) -> str:
-        """Losses, memory and weights of one step, against the published procedure."""
+        """Losses, memory and weights of one step, against the published procedure.
+
+        Both forms of second order against each other.
+        """
+        if name in (SECOND, LEAN):
+            fault = _difference(self._exactly(name), self._exactly(SECOND), EXACT)
+            return fault and f"in float64 at {SMALL.height}x{SMALL.width}: {fault}"
         if name in (*self.ours, "eager"):
             fault = _difference(self._exactly(name), self._exactly("published"), EXACT)
             if fault:
@@ -149,8 +157,14 @@ class _Stepper:
         if self.published is not None:
             inner, outer = self.published.step(*self.batches, INNER_LR, amp_dtype=self.amp_dtype)
         else:
+            second = {"order": 2, "lean": self.name == LEAN} if self.name in (SECOND, LEAN) else {}
             inner, outer = mldg_step(
-                self.network, self.optimizer, *self.batches, INNER_LR, amp_dtype=self.amp_dtype
+                self.network,
+                self.optimizer,
+                *self.batches,
+                INNER_LR,
+                amp_dtype=self.amp_dtype,
+                **second,
             )
         return (*inner, *outer)
 

@@ -8,42 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pinmem import ops
-from pinmem.memory import Written
-from pinmem.models import Segmenter, SegmenterOutput
+from pinmem.losses import Losses, LossWeights, losses_of
+from pinmem.models import Segmenter
 from pinmem.recompute import parameters_as, random_state, recomputing, set_random_state
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """What each loss counts beside the segmentation loss; the published values."""
-
-    aux: float = 0.4
-    reading: float = 0.02
-    divergence: float = 0.4
-    classification: float = 0.2
-
-
-class Losses(NamedTuple):
-    """The losses of one pass, scalars; those a pass does not have are zero."""
-
-    total: Tensor
-    segmentation: Tensor
-    aux: Tensor
-    reading: Tensor
-    divergence: Tensor
-    classification: Tensor
-
-    def detach(self) -> Losses:
-        """The same numbers without their graph."""
-        return Losses(*(loss.detach() for loss in self))
+from pinmem.second_order import TwiceDifferentiable
 
 
 class Batch(NamedTuple):
@@ -51,34 +24,6 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-
-
-def losses_of(
-    model: Segmenter,
-    output: SegmenterOutput,
-    labels: Tensor,
-    weights: LossWeights,
-    written: Written | None = None,
-) -> Losses:
-    """The weighted losses of a training-mode pass, with those of a write where there was one."""
-    segmentation = ops.upsampled_cross_entropy(output.logits, labels)
-    zero = torch.zeros_like(segmentation)
-    aux, reading, divergence, classification = zero, zero, zero, zero
-    if output.aux_logits is not None:
-        small = _nearest(labels, output.aux_logits.shape[2:])
-        aux = ops.upsampled_cross_entropy(output.aux_logits, small)
-    if model.memory is not None and output.scores is not None:
-        reading = model.memory.reading_loss(output.scores, labels)
-    if written is not None:
-        divergence, classification = written.divergence, written.classification
-    total = (
-        segmentation
-        + weights.aux * aux
-        + weights.reading * reading
-        + weights.divergence * divergence
-        + weights.classification * classification
-    )
-    return Losses(total, segmentation, aux, reading, divergence, classification)
 
 
 def joint_step(
@@ -144,17 +89,23 @@ def mldg_step(
         The losses of the inner and of the outer pass.
 
     Raises:
-        ValueError: the order is neither 1 nor 2.
+        ValueError: the order is neither 1 nor 2, or it is 2 and the network is compiled.
     """
     if order not in (1, 2):
         raise ValueError(f"order: got {order}, expected 1 or 2")
+    if order == 2 and any(_compiled(module) for module in model.modules()):
+        raise ValueError(
+            "order: got 2 for a network under torch.compile, expected 1: "
+            "compiled code has no second derivative"
+        )
     weights = weights or LossWeights()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters: list[Tensor] = list(named.values())
 
     device = meta_train.images.device
     start = random_state(device)
-    inner = _inner_losses(model, meta_train, weights, amp_dtype)
+    with TwiceDifferentiable() if order == 2 and not lean else contextlib.nullcontext():
+        inner = _inner_losses(model, meta_train, weights, amp_dtype)
     moving = _gradients(inner.total, parameters, create_graph=order == 2 and not lean)
     inner_grads = [grad.detach() for grad in moving]
     inner = inner.detach()
@@ -172,12 +123,16 @@ def mldg_step(
             memory = model.memory.write(query, meta_train.labels).memory
         outer = losses_of(model, model(meta_test.images, memory=memory), meta_test.labels, weights)
     outer_grads = _gradients(outer.total, stepped)
+    outer = outer.detach()
+    del stepped
     if order == 2 and lean:
         now = random_state(device)
         set_random_state(device, start)
-        with frozen_statistics(model), recomputing(model.stages()):
+        with frozen_statistics(model), recomputing(model.stages()), TwiceDifferentiable():
             again = _inner_losses(model, meta_train, weights, amp_dtype)
             moving = _gradients(again.total, parameters, create_graph=True)
+            # The same numbers; those of the first time go.
+            inner_grads = [grad.detach() for grad in moving]
             bent = _along(moving, parameters, outer_grads)
         set_random_state(device, now)
     elif order == 2:
@@ -192,7 +147,7 @@ def mldg_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     _rewrite(model, meta_train, amp_dtype)
-    return inner, outer.detach()
+    return inner, outer
 
 
 def _inner_losses(
@@ -202,6 +157,10 @@ def _inner_losses(
         output = model(batch.images)
         written = model.memory.write(output.query, batch.labels) if model.memory else None
         return losses_of(model, output, batch.labels, weights, written)
+
+
+def _compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
 def _along(
@@ -292,11 +251,3 @@ def _gradients(
 @torch.no_grad()
 def _step(parameters: list[Tensor], grads: list[Tensor], lr: float) -> tuple[Tensor, ...]:
     return torch._foreach_add(parameters, grads, alpha=-lr)
-
-
-def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:
-    """Labels at the auxiliary head's resolution, by nearest neighbour."""
-    if labels.dtype == torch.uint8:
-        return F.interpolate(labels[:, None], size=tuple(size), mode="nearest")[:, 0]
-    small = F.interpolate(labels[:, None].double(), size=tuple(size), mode="nearest")
-    return small[:, 0].to(labels.dtype)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from pinmem.second_order import TwiceDifferentiable
+
 
 class Stage:
     """A method of a module that maps a tensor to a tensor, with the parameters it uses.
@@ -74,7 +76,10 @@ class _Values(Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
-        return None, *_Gradients.apply(ctx.stage, ctx.surroundings, cotangent, *ctx.saved_tensors)
+        # The first stage's images, and what is frozen, need none.
+        needs = ctx.needs_input_grad[1:]
+        tensors = ctx.saved_tensors
+        return None, *_Gradients.apply(ctx.stage, ctx.surroundings, needs, cotangent, *tensors)
 
 
 class _Gradients(Function):
@@ -82,40 +87,60 @@ class _Gradients(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stage: Stage, surroundings: _Surroundings, cotangent: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.stage, ctx.surroundings = stage, surroundings
+        ctx: Any,
+        stage: Stage,
+        surroundings: _Surroundings,
+        needs: Sequence[bool],
+        cotangent: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.stage, ctx.surroundings, ctx.needs = stage, surroundings, needs
         ctx.save_for_backward(cotangent, *tensors)
-        return _gradients(stage, surroundings, cotangent, leaves_of(tensors), False)
+        return _gradients(stage, surroundings, cotangent, leaves_of(tensors, needs), False)
 
     @staticmethod
-    def backward(ctx: Any, *tangents: Tensor) -> Any:
-        cotangent, *tensors = leaves_of(ctx.saved_tensors)
+    def backward(ctx: Any, *tangents: Tensor | None) -> Any:
+        needs = (True, *ctx.needs)
+        cotangent, *tensors = leaves_of(ctx.saved_tensors, needs)
         grads = _gradients(ctx.stage, ctx.surroundings, cotangent, tensors, True)
-        pairs = [(g, v) for g, v in zip(grads, tangents, strict=True) if g.requires_grad]
+        pairs = [
+            (grad, tangent)
+            for grad, tangent in zip(grads, tangents, strict=True)
+            if grad is not None and tangent is not None and grad.requires_grad
+        ]
+        asked = [tensor for tensor in (cotangent, *tensors) if tensor.requires_grad]
         with torch.enable_grad():
             found = torch.autograd.grad(
-                [g for g, _ in pairs], [cotangent, *tensors], [v for _, v in pairs],
+                [grad for grad, _ in pairs], asked, [tangent for _, tangent in pairs],
                 allow_unused=True, materialize_grads=True,
             )  # fmt: skip
-        return None, None, *found
+        return None, None, None, *_spread(found, needs)
 
 
 def _gradients(
     stage: Stage, surroundings: _Surroundings, cotangent: Tensor, leaves: Sequence[Tensor],
     create_graph: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    with torch.enable_grad(), surroundings.again():
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of the leaves that require one, None in place of the others'."""
+    second = TwiceDifferentiable() if create_graph else contextlib.nullcontext()
+    with torch.enable_grad(), surroundings.again(), second:
         output = stage(leaves)
-    return torch.autograd.grad(
-        output, leaves, cotangent, create_graph=create_graph,
-        allow_unused=True, materialize_grads=True,
+    found = torch.autograd.grad(
+        output, [leaf for leaf in leaves if leaf.requires_grad], cotangent,
+        create_graph=create_graph, allow_unused=True, materialize_grads=True,
     )  # fmt: skip
+    return _spread(found, [leaf.requires_grad for leaf in leaves])
 
 
-def leaves_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same numbers as leaves of a graph of their own."""
-    return [tensor.detach().requires_grad_() for tensor in tensors]
+def _spread(found: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What was found, in the places that need it."""
+    rest = iter(found)
+    return tuple(next(rest) if need else None for need in needs)
+
+
+def leaves_of(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """The same numbers as leaves of a graph of their own, which require a gradient or not."""
+    return [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pinmem.config import TrainConfig
 from pinmem.data import Classes
 from pinmem.evaluate import Score, table
-from pinmem.meta import Losses
+from pinmem.losses import Losses
 from pinmem.models import Segmenter
 from pinmem.predict import overlay_row, write_png
 

@@ -19,9 +19,8 @@ from pinmem.config import TrainConfig, parse, run
 from pinmem.data import DomainDataset, seeded
 from pinmem.data.transforms import Photometric
 from pinmem.evaluate import Score, confusion_of, pick_device, score
+from pinmem.losses import Losses, LossWeights
 from pinmem.meta import (
-    Losses,
-    LossWeights,
     autocast,
     evaluating,
     gather_domains,

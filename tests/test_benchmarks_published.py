@@ -14,7 +14,8 @@ from benchmarks import published, stream_check
 from benchmarks.case import cases
 from benchmarks.plan import SMOKE_SIZE, Plan
 from benchmarks.published_step import PublishedTrainer
-from pinmem.meta import LossWeights, gather_domains
+from pinmem.losses import LossWeights
+from pinmem.meta import gather_domains
 
 from .test_golden import HERE, build, close, files, load_recipe, log_of, memory_name
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import pinmem
-from pinmem.meta import Losses, LossWeights, gather_domains, joint_step, mldg_step
+from pinmem.losses import Losses, LossWeights
+from pinmem.meta import gather_domains, joint_step, mldg_step
 from pinmem.models import Segmenter
 from pinmem.models.official import official_name
 

@@ -6,24 +6,23 @@ import pytest
 import torch
 
 import pinmem
+from pinmem.losses import LossWeights, losses_of
 from pinmem.meta import (
     Batch,
-    LossWeights,
     evaluating,
     frozen_statistics,
     gather_domains,
     joint_step,
-    losses_of,
     mldg_step,
-    parameters_as,
     split_domains,
 )
+from pinmem.recompute import parameters_as
 
 
-def batch(seed: int = 0) -> Batch:
+def batch(seed: int = 0, images: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 19, (2, 48, 64), generator=generator, dtype=torch.uint8)
-    return Batch(torch.randn(2, 3, 48, 64, generator=generator), labels)
+    labels = torch.randint(0, 19, (images, 48, 64), generator=generator, dtype=torch.uint8)
+    return Batch(torch.randn(images, 3, 48, 64, generator=generator), labels)
 
 
 def small(memory: bool = True) -> torch.nn.Module:
@@ -151,6 +150,57 @@ def test_the_order_of_a_step(order: int, lean: bool) -> None:
     wanted, other = flat(expected[order]), flat(expected[3 - order])
     assert (got - wanted).norm() <= 1e-9 * wanted.norm()
     assert (got - other).norm() > 1e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_three_iterations_of_second_order_with_momentum(lean: bool) -> None:
+    """Weights, memory and statistics are those of plain autograd, with dropout and noise on.
+
+    Four images in a batch: normalised over two, the pooled features amplify rounding a millionfold.
+    """
+    batches = [batch(seed, images=4) for seed in range(6)]
+    batches = [Batch(images.double(), labels) for images, labels in batches]
+    finals: dict[str, dict[str, torch.Tensor]] = {}
+    for name in ("start", "plain", "first order", "second order"):
+        torch.manual_seed(0)
+        model = small().double()
+        model.memory.gumbel = "training"
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for pair in (batches[:2], batches[2:4], batches[4:]):
+            if name == "plain":
+                grads = plain_meta_gradient(model, *pair, inner_lr=0.1, order=2)
+                for parameter, grad in grads.items():
+                    model.get_parameter(parameter).grad = grad
+                optimizer.step()
+                with torch.no_grad(), evaluating(model), pinmem.backend("reference"):
+                    query = model.encode(pair[0].images).query
+                    model.memory.store(model.memory.write(query, pair[0].labels).memory)
+            elif name == "first order":
+                mldg_step(model, optimizer, *pair, inner_lr=0.1)
+            elif name == "second order":
+                mldg_step(model, optimizer, *pair, inner_lr=0.1, order=2, lean=lean)
+        finals[name] = model.state_dict()
+
+    def moved(name: str, part: str) -> torch.Tensor:
+        pairs = ((finals[name][key], start) for key, start in finals["start"].items())
+        kept = (key.endswith(part) for key in finals["start"])
+        return torch.cat([(a - b).flatten() for (a, b), k in zip(pairs, kept, strict=True) if k])
+
+    for part in (".weight", ".bias", "running_mean", "running_var", "memory.memory"):
+        wanted = moved("plain", part)
+        assert (moved("second order", part) - wanted).norm() <= 1e-9 * wanted.norm(), part
+        assert (moved("first order", part) - wanted).norm() > 1e-3 * wanted.norm(), part
+
+
+@pytest.mark.parametrize("how", ["module", "part"])
+def test_a_compiled_network_has_no_second_order(how: str) -> None:
+    model = small()
+    compiled = torch.compile(model, backend="eager") if how == "module" else model
+    if how == "part":
+        model.backbone.layer1.compile(backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match=r"order: got 2 for a network under torch\.compile"):
+        mldg_step(compiled, optimizer, batch(0), batch(1), inner_lr=0.01, order=2)
 
 
 def test_an_order_that_is_none() -> None:

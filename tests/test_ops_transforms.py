@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pinmem
 from pinmem import ops
@@ -186,6 +188,37 @@ def test_transform(transform: Callable, op: str, backend: str, device: str) -> N
         error = float((one - other).detach().abs().max())
         assert error <= (1e-8 if precise else 1e-4) * scale, f"off by {error:.3g} of {scale:.3g}"
     assert any(other.detach().abs().max() > 0 for other in expected)
+
+
+class _Calls(TorchDispatchMode):
+    """The passes of an op that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace.startswith("pinmem"):
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", ["memory_read", "memory_read_project"])
+@pytest.mark.parametrize("dim", [0, 2])
+def test_maps_alone_are_folded_into_the_batch(op: str, dim: int) -> None:
+    case = build(op, SHAPE).to(finest("cpu"), "cpu", torch.contiguous_format)
+    function, (query, *others) = scalar_of(case), case.inputs
+    queries = torch.stack([query, 2 * query, query - 1], dim)
+
+    def gradient(query: Tensor) -> Tensor:
+        return grad(function)(query, *others)
+
+    with pinmem.backend("cpu"):
+        expected = torch.stack([gradient(q) for q in queries.unbind(dim)])
+        with _Calls() as calls:
+            got = vmap(gradient, in_dims=dim)(queries)
+    assert calls.names == [op, f"{op}_backward"]
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend, device", targets())

@@ -114,8 +114,11 @@ class Segmenter(nn.Module):
 
     def stages(self) -> list[Stage]:
         """What an activation checkpoint may run again: the backbone's stages and the heads."""
-        heads = (self.aspp, self.bottleneck, self.low_level, self.decoder, self.aux_head)
-        stages = [*self.backbone.stages(), *(Stage(head) for head in heads if head is not None)]
+        heads = (self.aspp, self.bottleneck, self.low_level, self.aux_head)
+        # The decoder has the largest maps: a convolution at a time.
+        convolutions = [m for m in self.decoder if not isinstance(m, nn.ReLU)]
+        parts = [part for part in (*heads, *convolutions) if part is not None]
+        stages = [*self.backbone.stages(), *map(Stage, parts)]
         # What is frozen keeps nothing for a derivative.
         return [stage for stage in stages if any(p.requires_grad for p in stage.parameters)]
 

@@ -91,7 +91,7 @@ def check_labels(
 
 def _bad_label(labels: Tensor, num_classes: int, ignore_index: int) -> int | None:
     if labels.device.type == "cpu" and not unavailable("cpu"):
-        place = torch.ops.pinmem_cpu.find_bad_label(labels.contiguous(), num_classes, ignore_index)
+        place = _find_bad_label(labels.contiguous(), num_classes, ignore_index)
         return None if place < 0 else int(labels.flatten()[place])
     values = labels.long()
     wrong = ((values < 0) | (values >= num_classes)) & (values != ignore_index)
@@ -102,3 +102,4 @@ def _bad_label(labels: Tensor, num_classes: int, ignore_index: int) -> int | Non
 torch.library.define(
     "pinmem_cpu::find_bad_label", "(Tensor labels, int num_classes, int ignore_index) -> int"
 )
+_find_bad_label = torch.ops.pinmem_cpu.find_bad_label.default

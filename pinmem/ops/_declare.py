@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import Function
 
 from pinmem.backends import KERNEL_BACKENDS
-from pinmem.ops._transforms import Chain, Derivatives, functions, transformed
+from pinmem.ops._chain import Chain, Derivatives, below_autograd
+from pinmem.ops._transforms import functions, transformed
 
 
 class Pass(NamedTuple):
@@ -38,10 +40,10 @@ def _declare_for(
 ) -> Callable[..., tuple[Any, ...]]:
     library = f"pinmem_{backend}"
     registered = SimpleNamespace()
-    for name, one in passes.items():
+    for name, declared in passes.items():
         qualified = f"{library}::{name}"
-        torch.library.define(qualified, one.schema)
-        torch.library.register_fake(qualified, one.fake)
+        torch.library.define(qualified, declared.schema)
+        torch.library.register_fake(qualified, declared.fake)
         if backend == "triton":
             # Imported at the first call: Triton takes half a second to import.
             torch.library.impl(qualified, ("cpu", "cuda"), partial(_run_triton, op, name))
@@ -49,36 +51,62 @@ def _declare_for(
     chain = Chain(op, rules or Derivatives(inputs=0, outputs=0), registered)
     if rules is None:
         return chain.run_forward
-    for name, formula, save in (
-        (op, chain.forward_backward, chain.save_forward),
-        (f"{op}_backward", chain.backward_backward, chain.save_backward),
-        (f"{op}_double_backward", chain.no_third_order, None),
+    for name, attribute, formula, save in (
+        (op, "forward_pass", chain.forward_backward, chain.save_forward),
+        (f"{op}_backward", "backward_pass", chain.backward_backward, chain.save_backward),
+        (f"{op}_double_backward", "double_pass", chain.no_third_order, None),
     ):
-        torch.library.register_autograd(
-            f"{library}::{name}", formula, setup_context=_setup(save) if save else None
-        )
-    # A registered op costs 10 us less per call than a function, and is what torch.compile takes;
-    # under a transform it would raise, or have no tangent.
+        plain = getattr(registered, name)
+        one = _differentiable(plain, formula, save)
+        _fragment(library).impl(name, one, "Autograd")
+        setattr(chain, attribute, _either(torch.compiler.is_compiling, plain, one))
+    # Under a transform these would raise, or have no tangent.
     transforming = functions(op, rules, registered)
-    chain.backward = _either(transforming.backward, chain.run_backward)
-    chain.double = _either(transforming.double, chain.run_double)
-    return _either(transforming.forward, chain.run_forward)
+    chain.backward = _either(transformed, transforming.backward, chain.run_backward)
+    chain.double = _either(transformed, transforming.double, chain.run_double)
+    return _either(transformed, transforming.forward, chain.run_forward)
 
 
-def _either(function: Callable[..., Any], registered: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> tuple[Any, ...]:
-        return function(*arguments) if transformed() else registered(*arguments)
+def _differentiable(
+    registered: Callable[..., Any], formula: Callable[..., Any], save: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """A registered pass with its formula of reverse mode.
+
+    What torch.library.register_autograd makes, without its 5 us per call for arguments left at
+    their defaults, which no pass has.
+    """
+
+    class Reverse(Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            outputs = below_autograd(registered, arguments)
+            if save is not None:
+                save(ctx, arguments, outputs)
+            return outputs
+
+        backward = staticmethod(formula)
+
+    def call(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Reverse.apply(*arguments)
+        return below_autograd(registered, arguments)
 
     return call
 
 
-def _setup(save: Callable[..., Any]) -> Callable[..., None]:
-    """``save`` under the names of arguments that torch.library asks for."""
+@functools.cache
+def _fragment(library: str) -> torch.library.Library:
+    """Registrations live as long as the object does that made them."""
+    return torch.library.Library(library, "FRAGMENT")
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        save(ctx, inputs, output)
 
-    return setup_context
+def _either(
+    asked: Callable[[], bool], one: Callable[..., Any], other: Callable[..., Any]
+) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        return one(*arguments) if asked() else other(*arguments)
+
+    return call
 
 
 def _run_triton(op: str, name: str, *args: Any) -> Any:

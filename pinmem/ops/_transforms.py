@@ -9,8 +9,7 @@ would take a third derivative, and forward over forward, raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,53 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from pinmem.ops._maps import format_of
-
-
-@dataclass(frozen=True)
-class Derivatives:
-    """How the arguments of an op's passes follow from each other.
-
-    forward:  tensors, constants -> outputs
-    backward: cotangents, kept, tensors, constants, needs -> gradients of the inputs
-    double:   tangents, cotangents, kept, tensors, constants -> derivatives of outputs and gradients
-
-    Attributes:
-        inputs: how many tensors are differentiated for; they come first.
-        outputs: how many outputs have a gradient; they come first.
-        keeps: the forward's last output goes to the other passes (and its last constant does not).
-        needs: the backward pass takes a flag per input.
-        zeros: cotangents of zero, from the forward's arguments, where they cannot be left out.
-    """
-
-    inputs: int
-    outputs: int
-    keeps: bool = False
-    needs: bool = False
-    zeros: Callable[..., Tensor] | None = None
-
-
-def settle(arguments: Sequence[Any], first: int, count: int, kept: int = -1) -> list[Any]:
-    """Arguments as kernels take them: maps dense, in the type and memory format of the first input.
-
-    It is the argument ``first``; the leading ``count`` are tensors or None. What the forward pass
-    ``kept``, by its place, stays in its own type.
-    """
-    settled = list(arguments)
-    like = settled[first]
-    maps = like.ndim == 4
-    lies = format_of(like) if maps else torch.contiguous_format
-    for place in range(count):
-        argument = settled[place]
-        if argument is None:
-            continue
-        if not maps or argument.ndim != 4:
-            settled[place] = argument.contiguous()
-        elif argument.dtype == like.dtype or place == kept:
-            settled[place] = argument.contiguous(memory_format=lies)
-        else:
-            settled[place] = argument.to(like.dtype).contiguous(memory_format=lies)
-    return settled
+from pinmem.ops._chain import Chain, Derivatives, below_autograd
 
 
 def differentiated(tensor: Tensor) -> bool:
@@ -77,110 +30,6 @@ def transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def tuple_of(outputs: Any) -> tuple[Any, ...]:
-    """Outputs as a tuple, also where there is one."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-class Chain:
-    """The formulas of reverse mode, for registered passes and for functions alike.
-
-    Args:
-        op: its name, for errors.
-        rules: how the passes' arguments follow from each other.
-        passes: the registered passes of a backend, by name.
-    """
-
-    def __init__(self, op: str, rules: Derivatives, passes: SimpleNamespace) -> None:
-        self.op, self.rules, self.kept = op, rules, int(rules.keeps)
-        self.forward_pass: Any = getattr(passes, op)
-        self.backward_pass: Any = getattr(passes, f"{op}_backward", None)
-        self.double_pass: Any = getattr(passes, f"{op}_double_backward", None)
-        kinds = [str(argument.type) for argument in self.forward_pass._schema.arguments]
-        given = len(kinds)
-        # Arguments that are tensors, or None: they come before all others.
-        self.tensors = sum(kind in ("Tensor", "Optional[Tensor]") for kind in kinds)
-        self.constants = slice(self.tensors, given - self.kept)
-        # Gradients of what is not differentiated for.
-        self.rest = (None,) * (given - rules.inputs)
-        # How the two other passes are reached: replaced where they are functions.
-        self.backward: Callable[..., Any] = self.run_backward
-        self.double: Callable[..., Any] = self.run_double
-
-    def run_forward(self, *arguments: Any) -> tuple[Any, ...]:
-        """The forward pass on any strides."""
-        return tuple_of(self.forward_pass(*settle(arguments, 0, self.tensors)))
-
-    def run_backward(self, *arguments: Any) -> tuple[Any, ...]:
-        """The backward pass, cotangents of any strides and type."""
-        first = self.rules.outputs + self.kept
-        settled = settle(arguments, first, first + self.tensors, first - self.kept)
-        return tuple_of(self.backward_pass(*settled))
-
-    def run_double(self, *arguments: Any) -> tuple[Any, ...]:
-        """The double backward pass, tangents and cotangents of any strides and type."""
-        first = self.rules.inputs + self.rules.outputs + self.kept
-        settled = settle(arguments, first, first + self.tensors, first - self.kept)
-        return tuple_of(self.double_pass(*settled))
-
-    def save_forward(self, ctx: Any, arguments: tuple[Any, ...], outputs: Any) -> tuple[Any, ...]:
-        """Keep, and return, what the backward pass needs: ``kept``, then the tensors."""
-        rules = self.rules
-        ctx.set_materialize_grads(False)
-        if len(outputs) > rules.outputs:
-            ctx.mark_non_differentiable(*outputs[rules.outputs :])
-        ctx.constants = arguments[self.constants]
-        saved = arguments[: self.tensors]
-        saved = (outputs[-1], *saved) if rules.keeps else saved
-        ctx.save_for_backward(*saved)
-        return saved
-
-    def forward_backward(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        """Gradients of the forward pass's arguments."""
-        rules = self.rules
-        cotangents = cotangents[: rules.outputs]
-        needs = ctx.needs_input_grad[: rules.inputs]
-        if True not in needs or all(cotangent is None for cotangent in cotangents):
-            return (*[None] * rules.inputs, *self.rest)
-        flags = needs if rules.needs else ()
-        grads = self.backward(*cotangents, *ctx.saved_tensors, *ctx.constants, *flags)
-        if False in needs:
-            grads = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-        return grads + self.rest
-
-    def save_backward(self, ctx: Any, arguments: tuple[Any, ...], outputs: Any) -> tuple[Any, ...]:
-        """Keep, and return, what the double backward pass needs: all tensors."""
-        rules = self.rules
-        tensors = rules.outputs + self.kept + self.tensors
-        end = len(arguments) - (rules.inputs if rules.needs else 0)
-        ctx.set_materialize_grads(False)
-        ctx.constants, ctx.given = arguments[tensors:end], len(arguments)
-        ctx.needs = arguments[end:] or (True,) * rules.inputs
-        absent = [o for o, need in zip(tuple_of(outputs), ctx.needs, strict=True) if not need]
-        ctx.mark_non_differentiable(*absent)
-        ctx.save_for_backward(*arguments[:tensors])
-        return arguments[:tensors]
-
-    def backward_backward(self, ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
-        """Gradients of the backward pass's arguments: its cotangents and the inputs."""
-        rules, m = self.rules, self.rules.outputs
-        tangents = tuple(t if need else None for t, need in zip(tangents, ctx.needs, strict=True))
-        if all(tangent is None for tangent in tangents):
-            return (None,) * ctx.given
-        found = self.double(*tangents, *ctx.saved_tensors, *ctx.constants)
-        given = ctx.saved_tensors[:m]
-        dots = (None if c is None else dot for c, dot in zip(given, found[:m], strict=True))
-        rest = ctx.given - m - self.kept - rules.inputs
-        return (*dots, *[None] * self.kept, *found[m:], *[None] * rest)
-
-    def no_third_order(self, ctx: Any, *grads: Any) -> Any:
-        """Raise."""
-        raise NotImplementedError(
-            f"{self.op}: third derivatives are not implemented; "
-            'the plain PyTorch version has them: pinmem.backend("reference")'
-        )
 
 
 def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNamespace:
@@ -235,7 +84,9 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            return looped(Backward, info, in_dims, arguments)
+            # Gradients of what all pixels share are sums over an element's pixels.
+            shared = any(arguments[-n + 1 :]) if rules.needs else True
+            return mapped(Backward, rules.pixelwise and not shared, info, in_dims, arguments)
 
     class Tangent(Function):
         """The forward pass's derivative along tangents: the double backward pass uncotangented."""
@@ -297,16 +148,32 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            return looped(Forward, info, in_dims, arguments)
+            return mapped(Forward, rules.pixelwise, info, in_dims, arguments)
 
     chain.backward, chain.double = Backward.apply, Double.apply
     return SimpleNamespace(forward=Forward.apply, backward=Backward.apply, double=Double.apply)
 
 
-def below_autograd(run: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A pass inside a function: the registered formulas are not entered a second time."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return run(*arguments)
+def mapped(
+    function: Any, pixelwise: bool, info: Any, in_dims: Sequence[int | None], arguments: Any
+) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+    """``vmap``, folded into the batch where maps alone are mapped over, otherwise by a loop."""
+    count = info.batch_size
+    pairs = list(zip(arguments, in_dims, strict=True))
+    if not pixelwise or any(dim is not None and argument.ndim != 5 for argument, dim in pairs):
+        return looped(function, info, in_dims, arguments)
+    folded = []
+    for argument, dim in pairs:
+        if dim is not None:
+            argument = argument.movedim(dim, 0).flatten(0, 1)
+        elif isinstance(argument, Tensor) and argument.ndim == 4:
+            argument = argument.expand(count, *argument.shape).flatten(0, 1)
+        folded.append(argument)
+    results = function.apply(*folded)
+    # What nobody asked for is an empty vector.
+    maps = [result.ndim == 4 for result in results]
+    found = (r.unflatten(0, (count, -1)) if m else r for r, m in zip(results, maps, strict=True))
+    return tuple(found), tuple(0 if m else None for m in maps)
 
 
 def looped(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pinmem import reference
 from pinmem.backends import select
+from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_labels, check_map
 from pinmem.ops._declare import Pass, declare
 from pinmem.ops._maps import accumulator
-from pinmem.ops._transforms import Derivatives
 
 
 def class_sums(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pinmem import reference
 from pinmem.backends import select
+from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_map, check_slots
 from pinmem.ops._declare import Pass, declare
 from pinmem.ops._maps import empty_map
-from pinmem.ops._transforms import Derivatives
 
 
 def memory_read(
@@ -88,7 +88,7 @@ def _double_backward_fake(
 
 _CALL = declare(
     "memory_read",
-    Derivatives(inputs=2, outputs=2, needs=True),
+    Derivatives(inputs=2, outputs=2, needs=True, pixelwise=True),
     memory_read=Pass(
         "(Tensor query, Tensor memory, Tensor? gumbel) -> (Tensor readout, Tensor scores)",
         _forward_fake,

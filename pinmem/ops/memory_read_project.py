@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pinmem import reference
 from pinmem.backends import select
+from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_shape
 from pinmem.ops._declare import Pass, declare
 from pinmem.ops._maps import empty_map
-from pinmem.ops._transforms import Derivatives
 from pinmem.ops.memory_read import check_read
 
 
@@ -89,7 +89,7 @@ def _double_backward_fake(
 
 _CALL = declare(
     "memory_read_project",
-    Derivatives(inputs=3, outputs=2, needs=True),
+    Derivatives(inputs=3, outputs=2, needs=True, pixelwise=True),
     memory_read_project=Pass(
         "(Tensor query, Tensor memory, Tensor weight, Tensor? gumbel)"
         " -> (Tensor projected, Tensor scores)",

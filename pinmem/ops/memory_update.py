@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pinmem import reference
 from pinmem.backends import select
+from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_device, check_float
 from pinmem.ops._declare import Pass, declare
-from pinmem.ops._transforms import Derivatives
 
 
 def memory_update(

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pinmem import reference
 from pinmem.backends import select
+from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_labels, check_map, check_shape
 from pinmem.ops._declare import Pass, declare
 from pinmem.ops._maps import accumulator, empty_map
-from pinmem.ops._transforms import Derivatives, differentiated
+from pinmem.ops._transforms import differentiated
 
 
 def upsampled_cross_entropy(
