@@ -17,8 +17,8 @@ from pinmem import ops
 from pinmem.checkpoint import load_trained, open_trained
 from pinmem.config import named_folder, parse, run
 from pinmem.data import Classes, SegmentationDataset, build_dataset, eval_transform
-from pinmem.meta import autocast, evaluating
 from pinmem.models import Segmenter
+from pinmem.passes import autocast, evaluating
 
 __all__ = [
     "Score",

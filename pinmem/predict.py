@@ -18,8 +18,8 @@ from pinmem.data import CITYSCAPES, Classes, DataError, colorize, eval_transform
 from pinmem.data.decode import read_image
 from pinmem.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pinmem.evaluate import pick_device
-from pinmem.meta import evaluating
 from pinmem.models import Segmenter
+from pinmem.passes import evaluating
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

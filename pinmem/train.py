@@ -21,7 +21,8 @@ from pinmem.data import DomainDataset, seeded
 from pinmem.data.transforms import Photometric
 from pinmem.evaluate import Score, confusion_of, pick_device, score
 from pinmem.losses import Losses
-from pinmem.meta import autocast, evaluating, gather_domains, split_domains
+from pinmem.meta import gather_domains, split_domains
+from pinmem.passes import autocast, evaluating
 from pinmem.prepare import (
     build_network,
     load_draws,

@@ -7,17 +7,19 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pinmem import plan, process_memory
+from pinmem import plan, process_memory, step
 from pinmem.backends import as_on_gpu, get_backend, select
 from pinmem.config import TrainConfig
-from pinmem.planner import Planner, largest, network_of, splits
-from pinmem.storages import ACTIVATIONS, BATCH, GRADIENTS, OPTIMISER, WEIGHTS
+from pinmem.loss_scale import LossScale
+from pinmem.planner import Peak, Planner, largest, network_of, splits
+from pinmem.storages import ACTIVATIONS, BACKWARD, BATCH, GRADIENTS, OPTIMISER, WEIGHTS
 
 CPU = torch.device("cpu")
 MODES = ("joint", "mldg", "memory-joint", "memory-mldg")
@@ -90,6 +92,27 @@ def test_activations_follow_size_and_type() -> None:
     assert 1.9 < twice.kinds[ACTIVATIONS] / once.kinds[ACTIVATIONS] < 2.1
     half = Planner(small(crop_size=256, mode="joint", amp="bfloat16"), CPU).peak()
     assert half.kinds[ACTIVATIONS] < 0.8 * once.kinds[ACTIVATIONS]
+
+
+@pytest.mark.parametrize("mode", ["memory-mldg", "memory-joint"])
+def test_every_way_to_take_the_step(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks at values or draws numbers in a step does not when there are none."""
+    config = small(mode=mode, crop_size=128, batch_size=4)
+    plain = Planner(config, CPU).peak()
+    for options in ({"accumulate": 2}, {"checkpoint": True}, {"scale": LossScale()}):
+        with monkeypatch.context() as patch:
+            for name in ("joint_step", "mldg_step"):
+                patch.setattr(step, name, partial(getattr(step, name), **options))
+            peak = Planner(config, CPU).peak()
+        if "scale" in options:  # copies of gradients and statistics
+            assert peak.total > plain.total
+        else:
+            assert images_of(peak) < 0.8 * images_of(plain), options
+
+
+def images_of(peak: Peak) -> int:
+    """Bytes that grow with the images."""
+    return peak.kinds[ACTIVATIONS] + peak.kinds[BACKWARD]
 
 
 def test_lean_second_order_is_leaner() -> None:
