@@ -39,6 +39,8 @@ ON_GPU = {
     "upsampled_confusion": "cuda",
 }
 
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+
 # The most slots or classes that a GPU's kernels have room for in registers. Beyond, plain PyTorch
 # is cuBLAS, which gains on them as classes grow.
 MOST_CLASSES = {"triton": 64, "cuda": 256}
@@ -179,7 +181,7 @@ def select(op: str, tensor: torch.Tensor, classes: int) -> str:
 
 def under_fake_tensors() -> bool:
     """Whether tensors are fake: they have no values to look at."""
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return torch._C._get_dispatch_mode(_FAKE) is not None
 
 
 @contextlib.contextmanager
