@@ -20,8 +20,6 @@ from pinmem.storages import BATCH, GRADIENTS, OPTIMISER, WEIGHTS, Storages
 
 # Crops are tried in steps of the largest output stride.
 CROP_STEP = 32
-# The crop of the first step, which is not weighed.
-WARM_CROP = 64
 
 
 class Run:
@@ -51,8 +49,6 @@ class Run:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # A small one leaves what a step leaves: in joint modes the gradients.
-        self.step(replace(config, crop_size=WARM_CROP), splits(config)[0])
 
     def step(self, config: TrainConfig, learn_from: int) -> None:
         """One iteration, of another batch or crop size perhaps.
