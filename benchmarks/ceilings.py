@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 
 from benchmarks.plan import Plan
 from benchmarks.timing import seconds_on_cpu, seconds_on_cuda
-from pinmem.info import versions
+from pinmem.info import device_name, versions
 
 
 def environment(plan: Plan) -> dict[str, Any]:
@@ -27,18 +25,6 @@ def environment(plan: Plan) -> dict[str, Any]:
         "smoke": plan.smoke,
         "versions": versions(),
     }
-
-
-def device_name(device: str) -> str:
-    """The GPU's, or the processor's, name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def measure(plan: Plan) -> dict[str, float]:

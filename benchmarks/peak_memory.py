@@ -3,18 +3,14 @@
 A training step has no inputs to speak of: there everything counts, the networks, their copies
 and the optimiser's state too.
 
-On a GPU PyTorch's allocator knows. On a CPU the kernel does: in a process of its own, whose freed
-memory goes back at once, the high-water mark of the resident set is reset before the call.
+On a GPU PyTorch's allocator knows, on a CPU the kernel does (pinmem/process_memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -27,11 +23,7 @@ from torch import Tensor
 import pinmem
 from benchmarks.case import Case, cases
 from benchmarks.plan import Plan
-
-STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
-# glibc: every array of pages from the system, and back as soon as it is freed.
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+from pinmem.process_memory import ENVIRONMENT, peak, reset_peak, resident
 
 
 def held(results: Sequence[Tensor]) -> int:
@@ -47,7 +39,7 @@ def on_cuda(case: Case, name: str) -> int:
 
 def on_cpu(case: Case, name: str) -> int:
     """Bytes above inputs and results; for a process that was started for it."""
-    return _weigh(case, name, _resident, lambda: CLEAR.write_text("5"), lambda: _status("VmHWM"))
+    return _weigh(case, name, resident, reset_peak, peak)
 
 
 def _weigh(
@@ -80,28 +72,6 @@ def _reset_cuda() -> None:
 def _most_on_cuda() -> int:
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
-
-
-def _resident() -> int:
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    return _status("VmRSS")
-
-
-def supported() -> bool:
-    """Whether this system tells a process its high-water mark and lets it be reset."""
-    try:
-        CLEAR.write_text("5")
-        return _status("VmHWM") > 0
-    except OSError:
-        return False
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
 
 
 class Child:

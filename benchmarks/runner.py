@@ -17,6 +17,7 @@ from benchmarks.case import FILES, Case, cases, importable, title
 from benchmarks.graphs import captured
 from benchmarks.plan import Plan, in_tf32, short
 from benchmarks.timing import Rotation, Timing, alternate
+from pinmem import process_memory
 
 
 def run(
@@ -80,7 +81,7 @@ class _Scales:
 
     def __init__(self, plan: Plan, names: Sequence[str]) -> None:
         self.plan = plan
-        child = plan.device == "cpu" and peak_memory.supported()
+        child = plan.device == "cpu" and process_memory.supported()
         self.child = peak_memory.Child(plan, names) if child else None
 
     def __call__(self, case: Case, index: int, name: str) -> dict[str, Any]:

@@ -39,6 +39,8 @@ ON_GPU = {
     "upsampled_confusion": "cuda",
 }
 
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
+
 # The most slots or classes that a GPU's kernels have room for in registers. Beyond, plain PyTorch
 # is cuBLAS, which gains on them as classes grow.
 MOST_CLASSES = {"triton": 64, "cuda": 256}
@@ -177,7 +179,27 @@ def select(op: str, tensor: torch.Tensor, classes: int) -> str:
     return _resolve(_Choice.name, op, tensor.device.type, tensor.dtype, least)
 
 
+def under_fake_tensors() -> bool:
+    """Whether tensors are fake: they have no values to look at."""
+    return torch._C._get_dispatch_mode(_FAKE) is not None
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Inside, fake tensors on a GPU take the ops they would take on a machine that has one."""
+    before = _Choice.name
+    _Choice.name = "as on a GPU"
+    try:
+        yield
+    finally:
+        _Choice.name = before
+
+
 def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, classes: int) -> str:
+    if choice == "as on a GPU":
+        own = ON_GPU[op]
+        able = dtype in DTYPES[own] and classes <= MOST_CLASSES[own]
+        return own if able else "reference"
     if choice == "auto":
         return candidates(op, device, dtype, classes)[0]
     reason = unsupported(choice, op, device, dtype, classes)

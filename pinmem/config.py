@@ -203,14 +203,19 @@ def named_folder(option: str, text: str) -> tuple[str, str]:
 
 
 def parse(
-    options: type[Options], arguments: Sequence[str] | None = None, program: str | None = None
+    options: type[Options],
+    arguments: Sequence[str] | None = None,
+    program: str | None = None,
+    epilog: str | None = None,
 ) -> Options:
     """Read options from ``--config file.yaml`` and ``--option value``, the later one winning.
 
     A misspelt option or key, or a value of the wrong type, ends the program with one line.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog=program, description=(options.__doc__ or "").splitlines()[0])
+    parser = _Parser(
+        prog=program, description=(options.__doc__ or "").splitlines()[0], epilog=epilog
+    )
     parser.known = [f.name for f in fields(options)]  # type: ignore[arg-type]
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
     parser.add_class_arguments(options, as_group=False)

@@ -38,6 +38,18 @@ def _apex() -> str:
     return "installed, but not NVIDIA's (another package of that name): not used"
 
 
+def device_name(device: str) -> str:
+    """Name of the current GPU (device ``cuda``) or of the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def devices() -> list[str]:
     """The CPU, and every GPU."""
     found = [

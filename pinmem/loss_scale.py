@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pinmem.backends import under_fake_tensors
+
 
 class LossScale:
     """A factor on the loss that keeps float16 gradients from vanishing or overflowing.
@@ -34,7 +36,8 @@ class LossScale:
     def update(self, grads: Sequence[Tensor]) -> bool:
         """Whether all gradients are finite, so that the step may be taken; waits for the device."""
         largest = torch._foreach_norm(list(grads), float("inf"))
-        if bool(torch.stack([norm.float() for norm in largest]).isfinite().all()):
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().all()
+        if under_fake_tensors() or bool(finite):
             self.finite_steps += 1
             if self.finite_steps % self.interval == 0:
                 self.value *= 2

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pinmem.backends import under_fake_tensors
 from pinmem.losses import Losses, LossWeights, losses_of
 from pinmem.memory import Written
 from pinmem.models import Segmenter
@@ -74,7 +75,9 @@ class Passes:
             return losses.detach(), gradients_of(self._scaled(losses.total), parameters)
         parts = self._parts(batch)
         # Each micro-batch draws from a stream of its own: it is the same when it runs again.
-        seeds = torch.randint(2**62, (len(parts),)).tolist()
+        seeds = [0] * len(parts)
+        if not under_fake_tensors():
+            seeds = torch.randint(2**62, (len(parts),)).tolist()
         grads = [torch.zeros_like(parameter) for parameter in parameters]
         total: Losses | None = None
         along: Tensor | None = None
@@ -195,6 +198,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers of the CPU and the device from a seed; afterwards as if none were drawn."""
+    if under_fake_tensors():
+        yield
+        return
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from pinmem.backends import under_fake_tensors
 from pinmem.second_order import TwiceDifferentiable
 
 
@@ -204,13 +205,16 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """Of the CPU, and of the device where that is another."""
+    """Of the CPU, and of the device where that is another; nothing under fake tensors."""
+    if under_fake_tensors():
+        return ()
     states = [torch.get_rng_state()]
     return (*states, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (*states,)
 
 
 def set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
     """Go back to what :func:`random_state` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if states:
+        torch.set_rng_state(states[0])
+    if states and device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

@@ -7,6 +7,7 @@ in the checkpoint: a run that is killed and resumed ends with the bits of one th
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from pinmem.config import TrainConfig, parse, run
 from pinmem.data import DomainDataset, seeded
 from pinmem.data.transforms import Photometric
 from pinmem.evaluate import Score, confusion_of, pick_device, score
-from pinmem.losses import Losses, LossWeights
-from pinmem.meta import gather_domains, joint_step, mldg_step, split_domains
+from pinmem.losses import Losses
+from pinmem.meta import gather_domains, split_domains
 from pinmem.passes import autocast, evaluating
 from pinmem.prepare import (
     build_network,
@@ -31,9 +32,14 @@ from pinmem.prepare import (
     seed_of,
 )
 from pinmem.report import Report
+from pinmem.step import amp_dtype_of, build_optimizer, iterate
 
 # What seeds what: kept apart so that no two streams share numbers.
 _DRAWS, _PHOTOMETRIC, _SPLIT, _INIT_DRAWS = range(4)
+_PLAN = (
+    "--plan: run on no data but print the memory that a step takes, on any machine; "
+    "--plan_gb N: and the largest crop and batch in N GB; --measure: and the measured peak."
+)
 # Options that a resumed run must share with the one it goes on from.
 _SAME_RUN = (
     "sources", "mode", "model", "num_classes", "output_stride", "freeze", "batch_size", "crop_size",
@@ -55,7 +61,7 @@ class Trainer:
         config.validate()
         self.config = config
         self.device = pick_device(config.device)
-        self.amp_dtype = None if config.amp == "none" else torch.bfloat16
+        self.amp_dtype = amp_dtype_of(config)
         if config.threads:
             torch.set_num_threads(config.threads)
         self.sources = open_sources(config)
@@ -63,19 +69,7 @@ class Trainer:
         self.validation = open_validation(config, self.classes)
         torch.manual_seed(config.seed)
         self.model = build_network(config).to(self.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.weights = LossWeights(
-            config.aux_weight,
-            config.reading_weight,
-            config.divergence_weight,
-            config.classification_weight,
-        )
+        self.optimizer = build_optimizer(config, self.model)
         self.photometric = {hard: Photometric(hard=hard) for hard in (False, True)}
         self.iteration = 0
         self.inner_lr = config.inner_lr
@@ -132,24 +126,9 @@ class Trainer:
         rate = _rate(config, self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if not config.meta:
-            batch = gather_domains(images, labels, train)
-            losses = joint_step(
-                self.model, self.optimizer, batch, self.weights, amp_dtype=self.amp_dtype
-            )
-            return {"train": losses}
-        inner, outer = mldg_step(
-            self.model,
-            self.optimizer,
-            gather_domains(images, labels, train),
-            gather_domains(images, labels, test),
-            self.inner_lr,
-            self.weights,
-            order=config.meta_order,
-            lean=config.lean_second_order,
-            amp_dtype=self.amp_dtype,
+        return iterate(
+            config, self.model, self.optimizer, images, labels, (train, test), self.inner_lr
         )
-        return {"inner": inner, "outer": outer}
 
     @torch.no_grad()
     def initialise_memory(self) -> None:
@@ -285,7 +264,11 @@ def _rate(config: TrainConfig, iteration: int) -> float:
 
 def main() -> None:
     """Run the program."""
-    Trainer(parse(TrainConfig, program="python -m pinmem.train")).fit()
+    if any(argument.startswith("--plan") for argument in sys.argv[1:]):
+        from pinmem import plan
+
+        return plan.main(sys.argv[1:])
+    Trainer(parse(TrainConfig, program="python -m pinmem.train", epilog=_PLAN)).fit()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchmarks.check import Truth
 from benchmarks.inputs import Inputs, Source
 from benchmarks.plan import BACKWARD, FORWARD, SECOND, SMOKE_SIZE, Plan, Size
 from benchmarks.timing import alternate, summary
+from pinmem import process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan("cpu", True, sizes=(SMOKE_SIZE,), dtypes=(torch.float32,), repetitions=2, seconds=0)
@@ -212,13 +213,13 @@ print(peak_memory.on_cpu(Case(), ""))
 """
 
 
-@pytest.mark.skipif(not peak_memory.supported(), reason="no high-water mark to reset here")
+@pytest.mark.skipif(not process_memory.supported(), reason="no high-water mark to reset here")
 def test_peak_memory() -> None:
     """Two arrays of 40 MB at once, of which the 10 MB that stay do not count."""
     done = subprocess.run(
         [sys.executable, "-c", MEGABYTES],
         cwd=ROOT,
-        env={**os.environ, **peak_memory.ENVIRONMENT},
+        env={**os.environ, **process_memory.ENVIRONMENT},
         capture_output=True,
         text=True,
         check=True,

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import gpu_steps, peak_memory, plots, report
+from benchmarks import gpu_steps, plots, report
 from benchmarks.case import FILES, OPS
+from pinmem import process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/amd-epyc-2-cores.json"
@@ -94,7 +95,7 @@ def test_a_training_step_is_measured(tmp_path: Path) -> None:
     results = report.load(file)
     nothing_is_refused(results)
     (row,) = results["rows"]
-    if peak_memory.supported():
+    if process_memory.supported():
         # Three networks against one.
         assert row["results"]["auto"]["peak"] < row["results"]["published"]["peak"]
 

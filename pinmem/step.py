@@ -1,0 +1,72 @@
+"""The step that a run's options ask for: what the trainer takes and ``--plan`` weighs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pinmem.config import TrainConfig
+from pinmem.losses import Losses, LossWeights
+from pinmem.meta import gather_domains, joint_step, mldg_step
+from pinmem.models import Segmenter
+
+
+def amp_dtype_of(config: TrainConfig) -> torch.dtype | None:
+    """The type a run autocasts to; None computes in the parameters' own."""
+    return None if config.amp == "none" else torch.bfloat16
+
+
+def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimizer:
+    """The optimiser of a run."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def iterate(
+    config: TrainConfig,
+    model: Segmenter,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    split: tuple[list[int], list[int]],
+    inner_lr: float,
+) -> dict[str, Losses]:
+    """The step that the options ask for.
+
+    Args:
+        config: the mode, the order, the losses' weights and the type.
+        model: the network, in training mode.
+        optimizer: over its parameters.
+        images: [B,D,3,h,w], normalised.
+        labels: [B,D,h,w].
+        split: meta-train and meta-test domains; where the mode has no split, all and none.
+        inner_lr: rate of the inner step.
+    """
+    train, test = split
+    weights = LossWeights(
+        config.aux_weight,
+        config.reading_weight,
+        config.divergence_weight,
+        config.classification_weight,
+    )
+    amp_dtype = amp_dtype_of(config)
+    if not config.meta:
+        batch = gather_domains(images, labels, train)
+        return {"train": joint_step(model, optimizer, batch, weights, amp_dtype=amp_dtype)}
+    inner, outer = mldg_step(
+        model,
+        optimizer,
+        gather_domains(images, labels, train),
+        gather_domains(images, labels, test),
+        inner_lr,
+        weights,
+        order=config.meta_order,
+        lean=config.lean_second_order,
+        amp_dtype=amp_dtype,
+    )
+    return {"inner": inner, "outer": outer}
