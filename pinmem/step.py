@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pinmem.config import TrainConfig
+from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
 from pinmem.meta import gather_domains, joint_step, mldg_step
 from pinmem.models import Segmenter
@@ -13,7 +16,19 @@ from pinmem.models import Segmenter
 
 def amp_dtype_of(config: TrainConfig) -> torch.dtype | None:
     """The type a run autocasts to; None computes in the parameters' own."""
-    return None if config.amp == "none" else torch.bfloat16
+    return None if config.amp == "none" else getattr(torch, config.amp)
+
+
+def loss_scale_of(config: TrainConfig) -> LossScale | None:
+    """What a float16 run scales its losses with."""
+    return LossScale() if config.amp == "float16" else None
+
+
+def compile_parts(model: Segmenter) -> None:
+    """torch.compile the backbone and the heads; what is read and written by ops stays as it is."""
+    for part in (model.backbone, model.aspp, model.bottleneck, model.low_level, model.decoder):
+        if part is not None:
+            part.compile()
 
 
 def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimizer:
@@ -35,6 +50,7 @@ def iterate(
     labels: Tensor,
     split: tuple[list[int], list[int]],
     inner_lr: float,
+    scale: LossScale | None = None,
 ) -> dict[str, Losses]:
     """The step that the options ask for.
 
@@ -46,6 +62,7 @@ def iterate(
         labels: [B,D,h,w].
         split: meta-train and meta-test domains; where the mode has no split, all and none.
         inner_lr: rate of the inner step.
+        scale: of the losses, in float16.
     """
     train, test = split
     weights = LossWeights(
@@ -53,11 +70,17 @@ def iterate(
         config.reading_weight,
         config.divergence_weight,
         config.classification_weight,
+        config.whitening_weight,
     )
-    amp_dtype = amp_dtype_of(config)
+    how: dict[str, Any] = {
+        "amp_dtype": amp_dtype_of(config),
+        "scale": scale,
+        "accumulate": config.accumulate,
+        "checkpoint": config.checkpoint_activations,
+    }
     if not config.meta:
         batch = gather_domains(images, labels, train)
-        return {"train": joint_step(model, optimizer, batch, weights, amp_dtype=amp_dtype)}
+        return {"train": joint_step(model, optimizer, batch, weights, **how)}
     inner, outer = mldg_step(
         model,
         optimizer,
@@ -67,6 +90,6 @@ def iterate(
         weights,
         order=config.meta_order,
         lean=config.lean_second_order,
-        amp_dtype=amp_dtype,
+        **how,
     )
     return {"inner": inner, "outer": outer}
