@@ -16,6 +16,14 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 venv: $(VENV)/.installed
 
+# What a run needs, unless everything is there: no tools, and CUDA kernels only for a GPU.
+FOR_A_RUN = PINMEM_REQUIRE_CUDA=$(if $(shell nvidia-smi -L 2>/dev/null),,0) MAX_JOBS=$(JOBS)
+$(VENV)/.runs: pyproject.toml setup.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	test -e $(VENV)/.installed || { $(PY) -m pip install -q 'torch>=2.10' torchvision && \
+		$(FOR_A_RUN) $(PY) -m pip install -q -e .; }
+	@touch $@
+
 # torch first: then building takes its headers from here, and no second copy is fetched for that.
 $(VENV)/.installed: pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -49,7 +57,9 @@ format: venv
 	$(BIN)/clang-format -i $(CPP)
 
 # Two source domains to learn from and one never seen, then a short run from nothing.
-train: build
+train: $(VENV)/.runs
+	if test -e $(VENV)/.installed; then $(MAKE) build; \
+		else $(FOR_A_RUN) $(PY) setup.py -q build_ext --inplace; fi
 	$(PY) -m pinmem.data.streets --root data/streets
 	$(PY) -m pinmem.train --config configs/default.yaml
 

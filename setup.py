@@ -23,8 +23,9 @@ import toolchain_cuda  # noqa: E402
 
 # The C++ library for `make sanitize`; a GPU's code has tools of its own.
 SANITIZE = os.environ.get("PINMEM_SANITIZE") == "1"
-# The CUDA library is built, or the build fails.
+# The CUDA library is built, or the build fails; or it is not built.
 REQUIRE_CUDA = os.environ.get("PINMEM_REQUIRE_CUDA") == "1"
+NO_CUDA = os.environ.get("PINMEM_REQUIRE_CUDA") == "0"
 INSTEAD = {
     "_cpu.so": "plain PyTorch serves CPUs",
     "_cuda.so": "Triton and plain PyTorch serve GPUs",
@@ -58,6 +59,8 @@ class BuildKernels(build_ext):
         (package / "_build.txt").write_text("".join(f"{line}\n" for line in left_out))
 
     def _build(self, library: Path) -> None:
+        if library.name == "_cuda.so" and NO_CUDA:
+            raise toolchain.LeftOut("PINMEM_REQUIRE_CUDA is 0")
         if library.name == "_cuda.so":
             toolchain_cuda.build_cuda(library)
         else:

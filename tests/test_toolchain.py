@@ -117,6 +117,10 @@ def test_no_nvcc_leaves_the_cuda_library_out_and_names_what_brings_it(
     assert status != 0
     assert said[0] == "pinmem: _cuda.so does not build:"
 
+    status, said = build(tree, **given, PINMEM_REQUIRE_CUDA="0")
+    assert status == 0
+    assert said[1].startswith("pinmem: left out _cuda.so: PINMEM_REQUIRE_CUDA is 0; ")
+
 
 def test_a_toolkit_of_another_release_is_passed_over(
     tree: Path, torch_99: str, tmp_path: Path
