@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from pinmem import checkpoint
-from pinmem.config import TrainConfig, parse
+from pinmem.config import TrainConfig
 from pinmem.evaluate import EvaluateConfig, load_trained
+from pinmem.program import parse
 from pinmem.train import Trainer
 
 from .scenes import streets, tiny_run
