@@ -12,7 +12,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .PHONY: venv build test pytest lint format train sanitize \
-	packaging-check torch-check headers-check gpu-check clean
+	packaging-check torch-check headers-check gpu-check kill-check clean
 
 venv: $(VENV)/.installed
 
@@ -61,7 +61,12 @@ train: $(VENV)/.runs
 	if test -e $(VENV)/.installed; then $(MAKE) build; \
 		else $(FOR_A_RUN) $(PY) setup.py -q build_ext --inplace; fi
 	$(PY) -m pinmem.data.streets --root data/streets
-	$(PY) -m pinmem.train --config configs/default.yaml
+	$(PY) -m pinmem.train --config configs/default.yaml --overwrite true
+
+# A small run is killed at random moments and resumed: the same bits as of one left alone.
+KILLS ?= 100
+kill-check: build
+	OMP_NUM_THREADS=1 $(PY) -m tests.kill_check --kills $(KILLS)
 
 # The C++ ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a library of their own.
 # libstdc++ is loaded early too: the sanitizer looks for its exceptions before torch brings it.

@@ -200,7 +200,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     write_beside(path, lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
-def write_beside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_beside(
+    path: Path, write: Callable[[IO[bytes]], object], kind: str = "checkpoint"
+) -> None:
     """Write a file so that ``path`` holds the old content or the new, never a part.
 
     Raises:
@@ -213,11 +215,13 @@ def write_beside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OSError(f"checkpoint {path}: could not be written: {reason}") from error
+        raise OSError(f"{kind} {path}: could not be written: {reason}") from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""The options of a training run: one dataclass, a YAML file and the command line."""
+"""The options of a training run."""
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
 
 Mode = Literal["joint", "mldg", "memory-joint", "memory-mldg"]
-Options = TypeVar("Options")
+
+# A resumed run must have such an option as it was: it is refused by name where it differs. All
+# others may change, and are applied from the iteration the run goes on from.
+_FIXED = {"fixed": True}
 
 
 @dataclass
@@ -24,7 +23,10 @@ class TrainConfig:
         sources: training domains, each ``name=folder``, e.g. ``gtav=data/gtav``, or a description
             of your own, ``my.yaml``; two or more to meta-learn. Name one twice to train on two
             views of it.
-        unseen: domains that are only validated on, written in the same way.
+        unseen: domains that are only validated on, written in the same way; no choice depends on
+            them.
+        select_on: domains whose validation splits choose ``best.pt``, written in the same way;
+            absent: the sources' own.
         out: folder of the run: checkpoints, log, pictures, resolved configuration.
         mode: joint (plain baseline), mldg, memory-joint, or memory-mldg (the paper).
         model: name of the network, one of pinmem.models.MODEL_NAMES, or ``timm:`` and the name of a
@@ -58,6 +60,10 @@ class TrainConfig:
         reading_weight: weight of the reading (cohesion) loss.
         divergence_weight: weight of the divergence loss.
         classification_weight: weight of the memory's classification loss.
+        whitening_weight: weight of the whitening loss, of networks that have one (ISW).
+        whitening_start: iteration from which on that loss is used; before it, the covariances that
+            change with the colours of images are looked for. Published: after six epochs of GTAV.
+        whitening_draws: draws in each of ten passes that look for them.
         memory_momentum: how much of the old memory a write keeps.
         memory_temperature: of the reading loss.
         gumbel: Gumbel noise on the attention while training.
@@ -65,13 +71,23 @@ class TrainConfig:
         hard_augmentation: which domains get the stronger colour jitter.
         compat: reproduce two habits of the published code: noise at evaluation, and the stronger
             jitter always on the first domain.
-        amp: autocast to this type.
+        amp: autocast to this type; ``float16`` with a scale on the losses.
+        accumulate: run every batch in so many micro-batches, with the gradient and the memory of
+            the whole batch; batch normalisation sees a micro-batch. Not with meta_order 2.
+        checkpoint_activations: keep only the tensors between the network's stages and run these
+            again in the backward pass: less memory, more time, the same numbers.
+        compile: torch.compile the backbone and the heads; not with meta_order 2 or
+            checkpoint_activations.
         validate_every: iterations between validations; 0: at start and end only.
         validate_images: images of each validation set, evenly spread; 0: all.
         validate_size: height images are validated at; absent: their own.
         checkpoint_every: iterations between checkpoints.
         log_every: iterations between log lines.
+        skip_bad_batches: how often a run that meets a loss, gradient or memory that is not finite
+            goes back to its last checkpoint and on without that batch; then it ends.
+        logger: ``wandb``: log to Weights & Biases too.
         resume: go on from the last checkpoint in ``out`` if there is one.
+        overwrite: start anew where ``out`` holds a run, which is deleted.
         workers: processes that load data.
         threads: CPU threads; 0: as torch has it.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
@@ -80,19 +96,20 @@ class TrainConfig:
 
     sources: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    select_on: list[str] = field(default_factory=list)
     out: str = "runs/default"
-    mode: Mode = "memory-mldg"
-    model: str = "deeplabv3plus_r50"
-    weights: str | None = None
-    start: str | None = None
-    freeze: Literal["backbone"] | None = None
-    num_classes: int = 0
-    output_stride: int | None = None
+    mode: Mode = field(default="memory-mldg", metadata=_FIXED)
+    model: str = field(default="deeplabv3plus_r50", metadata=_FIXED)
+    weights: str | None = field(default=None, metadata=_FIXED)
+    start: str | None = field(default=None, metadata=_FIXED)
+    freeze: Literal["backbone"] | None = field(default=None, metadata=_FIXED)
+    num_classes: int = field(default=0, metadata=_FIXED)
+    output_stride: int | None = field(default=None, metadata=_FIXED)
     iterations: int = 30_463
-    batch_size: int = 4
-    crop_size: int | tuple[int, int] = 768
-    scale: tuple[float, float] = (0.5, 2.0)
-    class_uniform: float = 0.0
+    batch_size: int = field(default=4, metadata=_FIXED)
+    crop_size: int | tuple[int, int] = field(default=768, metadata=_FIXED)
+    scale: tuple[float, float] = field(default=(0.5, 2.0), metadata=_FIXED)
+    class_uniform: float = field(default=0.0, metadata=_FIXED)
     statistics: str | None = None
     cache: str | None = None
     lr: float = 0.01
@@ -101,29 +118,40 @@ class TrainConfig:
     schedule: Literal["exp", "poly", "constant"] = "exp"
     inner_lr: float = 0.001
     inner_lr_anneal: bool = True
-    meta_order: int = 1
+    meta_order: int = field(default=1, metadata=_FIXED)
     lean_second_order: bool = False
     aux_weight: float = 0.4
     reading_weight: float = 0.02
     divergence_weight: float = 0.4
     classification_weight: float = 0.2
+    whitening_weight: float = 0.6
+    whitening_start: int = field(default=4650, metadata=_FIXED)
+    whitening_draws: int = field(default=500, metadata=_FIXED)
     memory_momentum: float = 0.8
     memory_temperature: float = 1.0
-    gumbel: bool = True
-    memory_init_draws: int = 2975
-    hard_augmentation: Literal["meta-test", "all", "none"] = "meta-test"
-    compat: bool = False
-    amp: Literal["none", "bfloat16"] = "none"
+    gumbel: bool = field(default=True, metadata=_FIXED)
+    memory_init_draws: int = field(default=2975, metadata=_FIXED)
+    hard_augmentation: Literal["meta-test", "all", "none"] = field(
+        default="meta-test", metadata=_FIXED
+    )
+    compat: bool = field(default=False, metadata=_FIXED)
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    accumulate: int = field(default=1, metadata=_FIXED)
+    checkpoint_activations: bool = False
+    compile: bool = False
     validate_every: int = 2000
     validate_images: int = 0
     validate_size: int | None = None
     checkpoint_every: int = 500
     log_every: int = 50
+    skip_bad_batches: int = 0
+    logger: Literal["wandb"] | None = None
     resume: bool = False
+    overwrite: bool = False
     workers: int = 2
     threads: int = 0
     device: str = "auto"
-    seed: int = 0
+    seed: int = field(default=0, metadata=_FIXED)
 
     @property
     def has_memory(self) -> bool:
@@ -143,9 +171,16 @@ class TrainConfig:
         """
         if not self.sources:
             raise ValueError("sources: got none, expected at least one name=folder or .yaml file")
-        for option in ("sources", "unseen"):
+        for option in ("sources", "unseen", "select_on"):
             for text in getattr(self, option):
                 named_folder(option, text)
+        if both := set(self.select_on) & set(self.unseen):
+            raise ValueError(
+                f"select_on: got {min(both)!r}, expected none of unseen: "
+                "a network chosen on a domain has seen it"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("overwrite: got true with resume true, expected one of them")
         if self.meta and len(self.sources) < 2:
             raise ValueError(
                 f"sources: got one domain, expected at least two for mode {self.mode} "
@@ -161,10 +196,25 @@ class TrainConfig:
             raise ValueError("freeze: got backbone, expected weights or a start to freeze with it")
         if self.lean_second_order and self.meta_order != 2:
             raise ValueError("lean_second_order: got true, expected false with meta_order 1")
-        smallest = self.batch_size * (1 if self.meta else len(self.sources))
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, expected a divisor of batch_size "
+                f"({self.batch_size})"
+            )
+        if self.accumulate > 1 and self.meta_order == 2:
+            raise ValueError(
+                f"accumulate: got {self.accumulate}, expected 1 with meta_order 2, where "
+                "lean_second_order saves memory"
+            )
+        if self.compile and (self.meta_order == 2 or self.checkpoint_activations):
+            raise ValueError(
+                "compile: got true, expected false with meta_order 2 or checkpoint_activations"
+            )
+        smallest = self.batch_size // self.accumulate * (1 if self.meta else len(self.sources))
         if smallest < 2:
             raise ValueError(
-                "batch_size: got 1, expected at least 2: batch normalisation needs two images"
+                f"batch_size: got {self.batch_size} in {self.accumulate} micro-batches, expected "
+                "at least 2 images in each: batch normalisation needs them"
             )
         if not 0 <= self.class_uniform <= 1:
             raise ValueError(f"class_uniform: got {self.class_uniform}, expected a share of 0..1")
@@ -175,6 +225,7 @@ class TrainConfig:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected at least 1")
         for option in (
             "num_classes", "validate_every", "validate_images", "workers", "threads", "seed",
+            "skip_bad_batches",
         ):  # fmt: skip
             if getattr(self, option) < 0:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected 0 or more")
@@ -183,10 +234,14 @@ class TrainConfig:
                 f"memory_init_draws: got {self.memory_init_draws}, expected at least 1"
             )
 
-    def save(self, path: Path) -> None:
-        """Write the resolved options as YAML that ``--config`` reads back."""
+    def text(self) -> str:
+        """The resolved options as YAML that ``--config`` reads back."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+        return yaml.safe_dump(plain, sort_keys=False)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved options as YAML."""
+        path.write_text(self.text())
 
 
 def named_folder(option: str, text: str) -> tuple[str, str]:
@@ -200,81 +255,3 @@ def named_folder(option: str, text: str) -> tuple[str, str]:
     if not name or (equals and not folder) or not (equals or described):
         raise ValueError(f"{option}: got {text!r}, expected name=folder or a .yaml file")
     return name, folder
-
-
-def parse(
-    options: type[Options],
-    arguments: Sequence[str] | None = None,
-    program: str | None = None,
-    epilog: str | None = None,
-) -> Options:
-    """Read options from ``--config file.yaml`` and ``--option value``, the later one winning.
-
-    A misspelt option or key, or a value of the wrong type, ends the program with one line.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(
-        prog=program, description=(options.__doc__ or "").splitlines()[0], epilog=epilog
-    )
-    parser.known = [f.name for f in fields(options)]  # type: ignore[arg-type]
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
-    parser.add_class_arguments(options, as_group=False)
-    parser.check_spelling(arguments)
-    parsed = parser.parse_args(arguments)
-    parsed.pop("config", None)
-    return options(**parsed.as_dict())
-
-
-class _Parser(ArgumentParser):
-    """jsonargparse with one-line errors that name the nearest right option."""
-
-    known: list[str]
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
-        line = " ".join(str(message).split())
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2)
-
-    def check_spelling(self, arguments: Sequence[str]) -> None:
-        """Find options and configuration keys that do not exist, and configurations that do not."""
-        for i, argument in enumerate(arguments):
-            if not argument.startswith("--"):
-                continue
-            name, _, value = argument[2:].partition("=")
-            if name == "config":
-                path = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-                self._check_file(path)
-            elif name.rstrip("+") not in (*self.known, "help", "print_config"):
-                self.error(f"option --{name}: {self._nearest(name)}")
-
-    def _check_file(self, path: str) -> None:
-        try:
-            content = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            self.error(f"config {path}: {error.strerror}")
-        except yaml.YAMLError as error:
-            self.error(f"config {path}: not YAML: {error}")
-        if not isinstance(content, dict):
-            self.error(f"config {path}: got {type(content).__name__}, expected options: values")
-        for key in content:
-            if key not in self.known:
-                self.error(f"config {path}: key {key!r}: {self._nearest(str(key))}")
-
-    def _nearest(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
-        return f"no such option; did you mean {close[0]!r}?" if close else "no such option"
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a program's ``main``; an expected error becomes one line and exit status 2."""
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        text = str(error)
-        if text.startswith("Caught "):  # in a process that loads data: the traceback's last line
-            text = text.rstrip().rpartition("\n")[2].partition(": ")[2]
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from pinmem.checkpoint import FORMAT, HEADER, Weights, network_of, read_weights, save, write_beside
-from pinmem.config import parse, run
 from pinmem.models.official import official_name
 from pinmem.models.state import mismatch
+from pinmem.program import parse, run
 
 Format = Literal["pinmem", "safetensors", "published"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pinmem.batches import load_draws, seed_of
 from pinmem.config import TrainConfig
 from pinmem.data import DomainDataset, SegmentationDataset, eval_transform, seeded
 from pinmem.data.transforms import Photometric
 from pinmem.models import Segmenter
 from pinmem.models.whitening import InstanceNormResNet, sensitive_covariances
 from pinmem.passes import evaluating
-from pinmem.prepare import load_draws, seed_of
 
 _STREAM = 4  # of random numbers: beside those of the trainer
 _TRIALS = 10  # as published

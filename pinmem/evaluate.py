@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pinmem import ops
 from pinmem.checkpoint import load_trained, open_trained
-from pinmem.config import named_folder, parse, run
+from pinmem.config import named_folder
 from pinmem.data import Classes, SegmentationDataset, build_dataset, eval_transform
 from pinmem.models import Segmenter
 from pinmem.passes import autocast, evaluating
+from pinmem.program import parse, run
+from pinmem.stop import leave_signals_to_the_parent
 
 __all__ = [
     "Score",
@@ -66,7 +68,11 @@ def confusion_of(
     """
     device = next(model.parameters()).device
     loader = DataLoader(
-        dataset, num_workers=workers, generator=torch.Generator(), pin_memory=device.type == "cuda"
+        dataset,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_parent,
     )
     total = torch.zeros((model.num_classes,) * 2, dtype=torch.int64, device=device)
     with evaluating(model):

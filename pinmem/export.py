@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from pinmem.backends import backend
 from pinmem.checkpoint import open_trained, write_beside
-from pinmem.config import parse, run
 from pinmem.extras import optional
 from pinmem.models import Segmenter
+from pinmem.program import parse, run
 
 TOLERANCE = 1e-4
 _LEAST = 65

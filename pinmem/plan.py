@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pinmem import process_memory
-from pinmem.config import TrainConfig, named_folder, parse
+from pinmem.config import TrainConfig, named_folder
 from pinmem.data.parse import open_description
 from pinmem.evaluate import pick_device
 from pinmem.info import device_name
 from pinmem.planner import Peak, Planner, Run, crop_of, network_of
+from pinmem.program import parse
 from pinmem.storages import KINDS
 
 GB = 10**9
@@ -144,6 +145,8 @@ def seconds(config: TrainConfig, device: torch.device) -> tuple[float, str] | No
     if device.type == "cuda" and not torch.cuda.is_available():
         return None
     if config.mode != "memory-mldg" or len(config.sources) != 2 or config.freeze:
+        return None
+    if config.accumulate > 1 or config.checkpoint_activations or config.compile:
         return None
     height, width = crop_of(config)
     step = {

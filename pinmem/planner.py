@@ -161,14 +161,16 @@ class Planner:
             room: bytes.
             peak: of the configuration, from which the search starts.
         """
-        batch = self.config.batch_size
+        # In micro-batches, as many images each.
+        parts = self.config.accumulate
+        batch = self.config.batch_size // parts
         least = 2 if self.config.meta or len(self.config.sources) == 1 else 1
         guess = int(batch * peak.growth(room))
 
         def peak_of(number: int) -> int:
-            return self.peak(replace(self.config, batch_size=number)).total
+            return self.peak(replace(self.config, batch_size=number * parts)).total
 
-        return largest(peak_of, room, least, guess)
+        return parts * largest(peak_of, room, least, guess)
 
     def largest_crop(self, room: int, peak: Peak) -> tuple[int, int] | None:
         """The largest crop of the same shape that fits in ``room`` bytes, in steps of 32.

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from pinmem.checkpoint import open_trained
-from pinmem.config import parse, run
 from pinmem.data import CITYSCAPES, Classes, DataError, colorize, eval_transform
 from pinmem.data.decode import read_image
 from pinmem.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pinmem.evaluate import pick_device
 from pinmem.models import Segmenter
 from pinmem.passes import evaluating
+from pinmem.program import parse, run
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

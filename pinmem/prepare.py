@@ -1,36 +1,29 @@
-"""What a run starts from: its network, its datasets and the loaders of its draws."""
+"""What a run starts from: its network, the memory of that, and its datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from pinmem import ops
 from pinmem.checkpoint import network_of
 from pinmem.config import TrainConfig, named_folder
 from pinmem.data import (
     Classes,
-    DomainDataset,
     SegmentationDataset,
     build_dataset,
     dataset_name,
-    seeded,
 )
 from pinmem.data.parse import open_description
 from pinmem.data.statistics import ClassPlaces, Track
 from pinmem.data.transforms import Geometry
 from pinmem.evaluate import check_classes, open_dataset
 from pinmem.models import Segmenter
-
-
-def seed_of(*key: int) -> int:
-    """A seed that is a function of some numbers."""
-    with seeded(*key):
-        return int(torch.randint(2**62, ()))
+from pinmem.passes import Batch, autocast, evaluating
 
 
 def build_network(config: TrainConfig) -> Segmenter:
@@ -81,12 +74,14 @@ def open_places(
 def open_validation(
     config: TrainConfig, classes: Classes
 ) -> dict[str, Dataset[tuple[Tensor, Tensor]]]:
-    """Validation sets by name: the sources' own (seen), once each, and the unseen domains'.
+    """Validation sets by name, side/dataset, once each.
 
-    A source whose description has no validation split goes without.
+    ``select``: those of ``config.select_on``, which choose the best checkpoint; ``seen``: the
+    sources' own, which do so where there are no others; ``unseen``: those of no influence. A source
+    whose description has no validation split goes without.
     """
     sets: dict[str, tuple[str, str]] = {}
-    for option, side in (("sources", "seen"), ("unseen", "unseen")):
+    for option, side in (("sources", "seen"), ("select_on", "select"), ("unseen", "unseen")):
         for text in dict.fromkeys(getattr(config, option)):
             head = named_folder(option, text)[0]
             layouts = open_description(head)[0].layouts
@@ -103,16 +98,30 @@ def open_validation(
     }
 
 
-def load_draws(
-    dataset: DomainDataset, draws: range, config: TrainConfig, device: torch.device
-) -> DataLoader[Any]:
-    """Batches of some draws, in order."""
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=draws,  # type: ignore[arg-type]
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        # A generator of its own: the loader must not draw from the one that is checkpointed.
-        generator=torch.Generator(),
-    )
+def judges(config: TrainConfig, validation: Iterable[str]) -> list[str]:
+    """The validation sets whose mean mIoU chooses the best checkpoint: never an unseen one."""
+    side = "select/" if config.select_on else "seen/"
+    return [name for name in validation if name.startswith(side)]
+
+
+@torch.no_grad()
+def initial_memory(
+    model: Segmenter, batches: Iterable[Batch], amp_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Class means of the query features over some batches, [K,C], L2-normalised.
+
+    A class that is never seen starts as a zero row: reading gives it no weight of its own,
+    and its first write makes it the class's mean.
+    """
+    assert model.memory is not None
+    sums = torch.zeros_like(model.memory.memory)
+    mass = torch.zeros_like(sums[:, 0])
+    with evaluating(model):
+        for batch in batches:
+            with autocast(batch.images, amp_dtype):
+                query = model.encode(batch.images).query
+            more_sums, more_mass = ops.class_sums(query, batch.labels, len(sums))
+            sums += more_sums
+            mass += more_mass
+    means = sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
+    return torch.nn.functional.normalize(means, dim=1)

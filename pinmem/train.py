@@ -8,43 +8,42 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pinmem import checkpoint, ops
-from pinmem.config import TrainConfig, parse, run
-from pinmem.data import DomainDataset, seeded
-from pinmem.data.transforms import Photometric
+from pinmem import checkpoint, loop
+from pinmem.batches import Batches
+from pinmem.config import TrainConfig
+from pinmem.covariances import masks_of
 from pinmem.evaluate import Score, confusion_of, pick_device, score
+from pinmem.extras import optional
+from pinmem.health import Watch
 from pinmem.losses import Losses
-from pinmem.meta import gather_domains, split_domains
-from pinmem.passes import autocast, evaluating
+from pinmem.meta import gather_domains
+from pinmem.passes import Batch
 from pinmem.prepare import (
     build_network,
-    load_draws,
+    initial_memory,
+    judges,
     open_places,
     open_sources,
     open_validation,
-    seed_of,
 )
+from pinmem.program import parse, run
 from pinmem.report import Report
-from pinmem.step import amp_dtype_of, build_optimizer, iterate
+from pinmem.run_folder import RunFolder, check_resume, files_of, recorded
+from pinmem.step import amp_dtype_of, build_optimizer, compile_parts, iterate, loss_scale_of
+from pinmem.stop import StopSignals
 
-# What seeds what: kept apart so that no two streams share numbers.
-_DRAWS, _PHOTOMETRIC, _SPLIT, _INIT_DRAWS = range(4)
 _PLAN = (
     "--plan: run on no data but print the memory that a step takes, on any machine; "
     "--plan_gb N: and the largest crop and batch in N GB; --measure: and the measured peak."
 )
-# Options that a resumed run must share with the one it goes on from.
-_SAME_RUN = (
-    "sources", "mode", "model", "num_classes", "output_stride", "freeze", "batch_size", "crop_size",
-    "seed",
-)  # fmt: skip
 
 
 class Trainer:
@@ -59,6 +58,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         config.validate()
+        if config.logger is not None:
+            optional(config.logger, config.logger, f"logger: {config.logger}")
         self.config = config
         self.device = pick_device(config.device)
         self.amp_dtype = amp_dtype_of(config)
@@ -69,188 +70,202 @@ class Trainer:
         self.validation = open_validation(config, self.classes)
         torch.manual_seed(config.seed)
         self.model = build_network(config).to(self.device).to(memory_format=torch.channels_last)
+        if config.compile:
+            compile_parts(self.model)
         self.optimizer = build_optimizer(config, self.model)
-        self.photometric = {hard: Photometric(hard=hard) for hard in (False, True)}
+        self.scale = loss_scale_of(config)
         self.iteration = 0
-        self.inner_lr = config.inner_lr
+        self.skipped: list[int] = []  # iterations whose batch is left out, counted from 0
         self.best = -1.0
         # mIoU of every validation set before the first iteration, and last.
         self.start_scores: dict[str, float] = {}
         self.scores: dict[str, float] = {}
+        self.validated = self.saved = -1  # the iterations of the last validation and last.pt
+        self.unsaved = True  # whether anything happened since that was written
+        self.signals = StopSignals()
+        self.batches = Batches(config, self.sources, self.device)
+        self.watch = Watch(self.model, self.optimizer, self.batches.files)
         self.out = Path(config.out)
-        resumed = self._resume() if config.resume else False
-        # A memory that comes with the weights is not initialised again.
-        self.has_memory = False
-        if config.start is not None and self.iteration == 0:
-            self.has_memory = checkpoint.start_from(config.start, self.model, config.model)
-        self.out.mkdir(parents=True, exist_ok=True)
-        config.save(self.out / "config.yaml")
-        self.report = Report(self.out, config, self.iteration, resumed, self.classes)
-        self.places = open_places(
+        resumed = config.resume and (self.out / "last.pt").exists()
+        # A memory that is read from a file is not initialised again.
+        self.has_memory = self.model.memory is None or resumed
+        if config.start is not None and not resumed:
+            self.has_memory |= checkpoint.start_from(config.start, self.model, config.model)
+        self.folder = RunFolder(self.out, resume=config.resume, overwrite=config.overwrite)
+        self.fingerprints = [files_of(source) for source in self.sources]
+        self.judged = judges(config, self.validation)
+        # Scores of other images do not compare.
+        self.judged_on = [
+            [files_of(self.validation[name]), config.validate_size, config.validate_images]
+            for name in self.judged
+        ]
+        changes = self._resume() if resumed else []
+        if config.overwrite:
+            self.folder.clear()
+        self.folder.record(config)
+        memory = self.model.memory.memory if self.model.memory is not None else None
+        self.report = Report(self.out, config, self.iteration, resumed, self.classes, memory)
+        for change in changes:
+            self.report.log.info(f"applied from here: {change}")
+        if not self.judged:
+            self.report.log.info(
+                "no source has a validation split and --select_on names no other set: "
+                "no best.pt is chosen"
+            )
+        self.batches.places = open_places(
             config, self.sources, lambda what: lambda items: self.report.track(items, what)
         )
 
+    @property
+    def overflows(self) -> int:
+        """Iterations in which a float16 gradient was not finite; they changed nothing."""
+        return 0 if self.scale is None else self.scale.skipped
+
+    @property
+    def inner_lr(self) -> float:
+        """Rate of the inner step at this iteration."""
+        if self.iteration == 0 or not self.config.inner_lr_anneal:
+            return self.config.inner_lr
+        return _rate(self.config, self.iteration) / 4
+
     def fit(self) -> dict[str, float]:
-        """Train to the last iteration; returns the final mIoU of every validation set."""
-        config = self.config
-        if self.iteration == 0:
-            if self.model.memory is not None and not self.has_memory:
-                self.initialise_memory()
-            self.start_scores = self.scores = self.validate()
-            self.save("last.pt")
-        loader = iter(self._loader(self.iteration))
-        while self.iteration < config.iterations:
-            images, labels = next(loader)
-            losses = self.step(images, labels)
-            self.iteration += 1
-            self._anneal()
-            self.report.step(self.iteration, losses, self.optimizer.param_groups[0]["lr"])
-            done = self.iteration == config.iterations
-            if done or (config.validate_every and self.iteration % config.validate_every == 0):
-                self.scores = self.validate()
-            if done or self.iteration % config.checkpoint_every == 0:
-                self.save("last.pt")
-        self.report.close(self.start_scores, self.scores)
-        return self.scores
+        """Train to the last iteration; returns the final mIoU of every validation set.
+
+        Raises:
+            NotFinite: a loss, gradient, weight or memory is, more than ``skip_bad_batches`` times.
+            Stopped: by SIGINT or SIGTERM, after the iteration; the run can go on.
+            OSError: a file of the run could not be written; ``last.pt`` is as it was.
+        """
+        return loop.fit(self)
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Losses]:
-        """One iteration on images uint8 [B,D,3,h,w] and labels uint8 [B,D,h,w]."""
-        config, domains = self.config, images.shape[1]
-        train, test = list(range(domains)), list[int]()
-        if config.meta:
-            generator = torch.Generator().manual_seed(seed_of(config.seed, _SPLIT, self.iteration))
-            train, test = split_domains(domains, generator)
+        """One iteration on images uint8 [B,D,3,h,w] and labels uint8 [B,D,h,w].
+
+        Returns:
+            The losses of every pass; none where the iteration changed nothing.
+        """
+        config = self.config
+        train, test = self.batches.split(self.iteration)
         hard = {"meta-test": test, "all": [*train, *test], "none": []}[config.hard_augmentation]
-        images = self._augment(images, [0] if config.compat and config.meta else hard)
+        if config.compat and config.meta:
+            hard = [0]
+        images = self.batches.augment(images, hard, self.iteration)
         labels = labels.to(self.device, non_blocking=True)
         rate = _rate(config, self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        return iterate(
-            config, self.model, self.optimizer, images, labels, (train, test), self.inner_lr
-        )
+        overflows = self.overflows
+        losses = iterate(
+            config, self.model, self.optimizer, images, labels, (train, test), self.inner_lr,
+            self.scale,
+        )  # fmt: skip
+        return losses if self.overflows == overflows else {}
 
-    @torch.no_grad()
     def initialise_memory(self) -> None:
-        """Class means of the query features over two passes of draws, L2-normalised.
+        """Store the class means over two passes of draws; see `initial_memory`."""
+        assert self.model.memory is not None
+        with self.signals.at_once():
+            memory = initial_memory(self.model, self._memory_batches(), self.amp_dtype)
+        self.model.memory.store(memory)
+        self.has_memory = True
 
-        A class that is never seen starts as a zero row: reading gives it no weight of its own,
-        and its first write makes it the class's mean.
+    def _memory_batches(self) -> Iterator[Batch]:
+        loader = self.report.track(self.batches.for_memory(), "memory")
+        for index, (images, labels) in enumerate(loader):
+            yield gather_domains(
+                self.batches.augment_for_memory(images, index),
+                labels.to(self.device, non_blocking=True),
+                range(images.shape[1]),
+            )
+
+    def validate(self) -> None:
+        """Score every validation set, log it with pictures, keep the best checkpoint.
+
+        The best is the best mean over the sets of `judges`, which the unseen ones never are.
         """
-        memory, config = self.model.memory, self.config
-        assert memory is not None
-        sums = torch.zeros_like(memory.memory)
-        mass = torch.zeros_like(memory.memory[:, 0])
-        draws = config.memory_init_draws
-        dataset = DomainDataset(
-            self.sources, 2 * draws, seed=seed_of(config.seed, _INIT_DRAWS) % 2**32
-        )
-        loader = load_draws(dataset, range(2 * draws), config, self.device)
-        with evaluating(self.model):
-            for images, labels in self.report.track(loader, "memory"):
-                batch = gather_domains(
-                    self._augment(images, []),
-                    labels.to(self.device, non_blocking=True),
-                    range(images.shape[1]),
-                )
-                with autocast(batch.images, self.amp_dtype):
-                    query = self.model.encode(batch.images).query
-                more_sums, more_mass = ops.class_sums(query, batch.labels, config.num_classes)
-                sums += more_sums
-                mass += more_mass
-        means = sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
-        memory.store(torch.nn.functional.normalize(means, dim=1))
-
-    def validate(self) -> dict[str, float]:
-        """Score every validation set, log it with pictures, keep the best checkpoint."""
+        self._verify()
+        began = time.perf_counter()
         scores: dict[str, Score] = {}
         for name, dataset in self.validation.items():
-            confusion = confusion_of(
-                self.model, dataset, workers=self.config.workers, amp_dtype=self.amp_dtype
-            )
+            with self.signals.at_once():
+                confusion = confusion_of(
+                    self.model, dataset, workers=self.config.workers, amp_dtype=self.amp_dtype
+                )
             if not confusion.any():
                 raise ValueError(f"{name}: no labelled pixel in its validation split")
             scores[name] = score(confusion)
-        self.report.validation(self.iteration, scores, self.model, self.validation)
-        # The best checkpoint is the best on unseen domains; on seen ones where there are none.
-        judged = [s.miou for name, s in scores.items() if name.startswith("unseen")]
-        judged = judged or [s.miou for s in scores.values()]
-        mean = sum(judged) / max(len(judged), 1)
-        if mean > self.best:
+        seconds = time.perf_counter() - began
+        self.report.validation(self.iteration, seconds, scores, self.model, self.validation)
+        self.validated, self.unsaved = self.iteration, True
+        self.scores = {name: s.miou for name, s in scores.items()}
+        if self.iteration == 0:
+            self.start_scores = self.scores
+        mean = sum(self.scores[name] for name in self.judged) / max(len(self.judged), 1)
+        if self.judged and mean > self.best:
             self.best = mean
             self.save("best.pt")
-        return {name: s.miou for name, s in scores.items()}
+
+    def _verify(self) -> None:
+        """Raise ``NotFinite`` rather than let such numbers be saved or ranked."""
+        self.report.add(self.watch.fetch())
+        self.watch.check_state(self.iteration - 1)
 
     def save(self, name: str) -> None:
         """Write a checkpoint of everything a resumed run needs."""
+        self._verify()
         cuda = self.device.type == "cuda"
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scale": None if self.scale is None else self.scale.state_dict(),
             "iteration": self.iteration,
-            "inner_lr": self.inner_lr,
+            "skipped": self.skipped,
             "best": self.best,
+            "judged_on": self.judged_on,
+            "validated": self.validated,
             "start_scores": self.start_scores,
             "scores": self.scores,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
-            "config": dict(vars(self.config)),
+            "config": dict(vars(recorded(self.config))),
+            "sources": self.fingerprints,
             "classes": self.classes.state(),
+            "whitening": masks_of(self.model),
         }
         checkpoint.save(self.out / name, content)
+        if name == "last.pt":
+            self.saved, self.unsaved = self.iteration, False
 
-    def _resume(self) -> bool:
-        path = self.out / "last.pt"
-        if not path.exists():
-            return False
+    def _resume(self) -> list[str]:
+        """Go on from ``last.pt``; the options that changed, as text."""
+        path = self.folder.last
         content = checkpoint.load(path)
-        for option in _SAME_RUN:
-            here, there = getattr(self.config, option), content["config"].get(option)
-            if here != there:
-                raise ValueError(
-                    f"{option}: got {here!r}, but checkpoint {path} was trained with {there!r}"
-                )
-        named = content.get("classes", {}).get("names", list(self.classes.names))
-        if named != list(self.classes.names):  # a description may change under its name
-            raise ValueError(
-                f"sources: have the classes {', '.join(self.classes.names)}, "
-                f"but checkpoint {path} was trained on {', '.join(named)}"
-            )
-        checkpoint.load_model(path, content, self.model)
+        changes = check_resume(path, content, self.config, self.fingerprints, self.classes)
+        self.restore(content)
+        for group in self.optimizer.param_groups:  # the checkpoint's own came with its state
+            group["momentum"] = self.config.momentum
+            group["weight_decay"] = self.config.weight_decay
+        if content["judged_on"] != self.judged_on:
+            self.best = -1.0
+            changes.append("best.pt is chosen anew, on other validation images")
+        return changes
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Put everything in place that `save` wrote."""
+        checkpoint.load_model(self.folder.last, content, self.model)
         self.optimizer.load_state_dict(content["optimizer"])
-        self.iteration, self.inner_lr = content["iteration"], content["inner_lr"]
+        if self.scale is not None and content["scale"] is not None:
+            self.scale.load_state_dict(content["scale"])
+        self.iteration = self.saved = content["iteration"]
+        for mask, chosen in zip(masks_of(self.model), content["whitening"], strict=True):
+            mask.copy_(chosen)
+        self.unsaved = False
+        self.validated, self.skipped = content["validated"], content["skipped"]
         self.best, self.scores = content["best"], content["scores"]
         self.start_scores = content["start_scores"]
         torch.set_rng_state(content["rng"])
         if self.device.type == "cuda" and content["cuda_rng"] is not None:
             torch.cuda.set_rng_state(content["cuda_rng"], self.device)
-        return True
-
-    def _loader(self, start: int) -> DataLoader[Any]:
-        config = self.config
-        size = config.batch_size
-        dataset = DomainDataset(
-            self.sources,
-            config.iterations * size,
-            seed=seed_of(config.seed, _DRAWS) % 2**32,
-            class_uniform=config.class_uniform,
-            places=self.places,
-        )
-        return load_draws(dataset, range(start * size, len(dataset)), config, self.device)
-
-    def _augment(self, images: Tensor, hard: list[int]) -> Tensor:
-        """Jitter, blur and normalise uint8 [B,D,3,h,w] on the device; some domains harder."""
-        images = images.to(self.device, non_blocking=True)
-        with seeded(self.config.seed, _PHOTOMETRIC, self.iteration):
-            domains = [
-                self.photometric[domain in hard](images[:, domain])
-                for domain in range(images.shape[1])
-            ]
-        return torch.stack(domains, dim=1)
-
-    def _anneal(self) -> None:
-        if self.config.meta and self.config.inner_lr_anneal:
-            self.inner_lr = _rate(self.config, self.iteration) / 4
 
 
 def _rate(config: TrainConfig, iteration: int) -> float:

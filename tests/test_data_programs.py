@@ -11,11 +11,11 @@ import yaml
 from PIL import Image
 
 from pinmem import checkpoint, evaluate, predict
-from pinmem.config import run
 from pinmem.data import DataError
 from pinmem.data.check import main as check
 from pinmem.data.describe import main as describe
 from pinmem.evaluate import open_trained
+from pinmem.program import run
 from pinmem.train import TrainConfig, Trainer
 from tests.data_own import COLORS, NAMES, colors_of, own_tree
 from tests.data_trees import scene

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,30 +20,10 @@ from pinmem.config import TrainConfig
 from pinmem.evaluate import load_trained, score
 from pinmem.train import Trainer
 
+from .kill_check import differences
 from .scenes import tiny_run
 
 MODES = ("joint", "mldg", "memory-joint", "memory-mldg")
-
-
-def state_of(out: Path) -> dict[str, torch.Tensor]:
-    """Everything in the last checkpoint that must not depend on having been killed."""
-    content = checkpoint.load(out / "last.pt")
-    flat = {f"model/{name}": tensor for name, tensor in content["model"].items()}
-    for index, entry in content["optimizer"]["state"].items():
-        flat |= {f"optimizer/{index}/{name}": value for name, value in entry.items()}
-    numbers = [content["iteration"], content["inner_lr"], content["best"]]
-    numbers += list(content["scores"].values()) + list(content["start_scores"].values())
-    return flat | {"rng": content["rng"], "numbers": torch.tensor(numbers, dtype=torch.float64)}
-
-
-def assert_same_bits(one: Path, other: Path) -> None:
-    first, second = state_of(one), state_of(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[name]), name
-        else:
-            assert value == second[name], name
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -68,7 +49,7 @@ def test_every_mode_trains_and_leaves_its_files(mode: str, tmp_path: Path) -> No
 def test_training_learns(tmp_path: Path) -> None:
     """The loss of a few images falls when they are trained on again and again."""
     trainer = Trainer(TrainConfig(**tiny_run(tmp_path, iterations=12, inner_lr=0.01)))
-    draws = trainer._loader(0)
+    draws = trainer.batches.loader(0)
     images, labels = next(iter(draws))
     totals = [float(trainer.step(images, labels)["outer"].total) for _ in range(12)]
     assert all(math.isfinite(t) for t in totals)
@@ -80,9 +61,10 @@ def start(config: Path, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_killed_and_resumed_ends_with_the_same_bits(order: int, tmp_path: Path) -> None:
-    options = tiny_run(tmp_path / "whole", iterations=5, workers=1, meta_order=order)
+def test_killed_and_resumed_in_second_order(tmp_path: Path) -> None:
+    options = tiny_run(
+        tmp_path / "whole", iterations=5, workers=1, meta_order=2, validate_images=1,
+    )  # fmt: skip
     Trainer(TrainConfig(**options)).fit()
 
     broken = tmp_path / "broken"
@@ -103,17 +85,16 @@ def test_killed_and_resumed_ends_with_the_same_bits(order: int, tmp_path: Path) 
         process.wait()
         assert reached <= checkpoint.load(last)["iteration"] < 5
     Trainer(TrainConfig(**(options | {"out": str(broken), "resume": True}))).fit()
-    assert_same_bits(tmp_path / "whole", broken)
+    assert differences(tmp_path / "whole", broken) == []
     assert "resumed at iteration" in (broken / "log.txt").read_text()
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     options = tiny_run(tmp_path / "run", iterations=1)
     scores = Trainer(TrainConfig(**options)).fit()
-    before = state_of(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "before")
     assert Trainer(TrainConfig(**options, resume=True)).fit() == scores
-    after = state_of(tmp_path / "run")
-    assert all(torch.equal(v, after[k]) for k, v in before.items() if torch.is_tensor(v))
+    assert differences(tmp_path / "before", tmp_path / "run") == []
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
@@ -125,7 +106,7 @@ def test_the_data_of_an_iteration_does_not_depend_on_workers(tmp_path: Path) -> 
     batches = []
     for workers in (0, 2):
         options = tiny_run(tmp_path / str(workers), workers=workers, batch_size=2)
-        images, labels = next(iter(Trainer(TrainConfig(**options))._loader(1)))
+        images, labels = next(iter(Trainer(TrainConfig(**options)).batches.loader(1)))
         batches.append((images, labels))
     assert torch.equal(batches[0][0], batches[1][0])
     assert torch.equal(batches[0][1], batches[1][1])

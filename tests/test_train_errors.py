@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from pinmem import checkpoint
-from pinmem.config import TrainConfig, parse
+from pinmem.config import TrainConfig
 from pinmem.evaluate import EvaluateConfig, load_trained
+from pinmem.program import parse
 from pinmem.train import Trainer
 
 from .scenes import streets, tiny_run
@@ -124,7 +125,7 @@ def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({"sources": []}, "sources: got none"),
         ({"sources": ["gtav=x"]}, "sources: got one domain, expected at least two for mode"),
         ({"sources": ["gtav=x", "gtav"]}, "sources: got 'gtav', expected name=folder"),
-        ({"batch_size": 1}, "batch_size: got 1, expected at least 2"),
+        ({"batch_size": 1}, "batch_size: got 1 in 1 micro-batches, expected at least 2"),
         ({"iterations": 0}, "iterations: got 0"),
         ({"lean_second_order": True}, "lean_second_order: got true, expected false"),
         ({"meta_order": 3}, "meta_order: got 3, expected 1 or 2"),

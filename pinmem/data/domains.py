@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -76,13 +77,8 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
         images, targets = [], []
         for domain, dataset in enumerate(self.datasets):
             with seeded(self.seed, draw, domain):
-                if self.class_uniform and float(torch.rand(())) < self.class_uniform:
-                    classes = self.places[domain].classes
-                    places = classes[int(torch.randint(len(classes), ()))]
-                    index, y, x = places[int(torch.randint(len(places), ()))].tolist()
-                    image, target = dataset.read(index, (y, x))
-                else:
-                    image, target = dataset[int(torch.randint(len(dataset), ()))]
+                index, centre = self._choose(domain)
+                image, target = dataset[index] if centre is None else dataset.read(index, centre)
             # stack() keeps neither the Image nor the Mask type: say so once, here.
             images.append(image.as_subclass(Tensor))
             targets.append(target.as_subclass(Tensor))
@@ -94,3 +90,20 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
             )
             raise DataError(f"domains give images of different sizes, expected one: {names}")
         return torch.stack(images), torch.stack(targets)
+
+    def files(self, draw: int) -> list[Path]:
+        """The image files of a draw, one a domain."""
+        chosen = []
+        for domain, dataset in enumerate(self.datasets):
+            with seeded(self.seed, draw, domain):
+                chosen.append(dataset.paths(self._choose(domain)[0])[0])
+        return chosen
+
+    def _choose(self, domain: int) -> tuple[int, tuple[int, int] | None]:
+        """An image of a domain, and the pixel its crop has to cover, if any."""
+        if self.class_uniform and float(torch.rand(())) < self.class_uniform:
+            classes = self.places[domain].classes
+            places = classes[int(torch.randint(len(classes), ()))]
+            index, y, x = places[int(torch.randint(len(places), ()))].tolist()
+            return index, (y, x)
+        return int(torch.randint(len(self.datasets[domain]), ())), None
