@@ -7,17 +7,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pinmem import plan, process_memory, step
+from pinmem import plan, process_memory
 from pinmem.backends import as_on_gpu, get_backend, select
 from pinmem.config import TrainConfig
-from pinmem.loss_scale import LossScale
 from pinmem.planner import Peak, Planner, largest, network_of, splits
 from pinmem.storages import ACTIVATIONS, BACKWARD, BATCH, GRADIENTS, OPTIMISER, WEIGHTS
 
@@ -95,19 +93,18 @@ def test_activations_follow_size_and_type() -> None:
 
 
 @pytest.mark.parametrize("mode", ["memory-mldg", "memory-joint"])
-def test_every_way_to_take_the_step(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_take_the_step(mode: str) -> None:
     """What looks at values or draws numbers in a step does not when there are none."""
     config = small(mode=mode, crop_size=128, batch_size=4)
     plain = Planner(config, CPU).peak()
-    for options in ({"accumulate": 2}, {"checkpoint": True}, {"scale": LossScale()}):
-        with monkeypatch.context() as patch:
-            for name in ("joint_step", "mldg_step"):
-                patch.setattr(step, name, partial(getattr(step, name), **options))
-            peak = Planner(config, CPU).peak()
-        if "scale" in options:  # copies of gradients and statistics
-            assert peak.total > plain.total
-        else:
-            assert images_of(peak) < 0.8 * images_of(plain), options
+    for options in ({"accumulate": 2}, {"checkpoint_activations": True}):
+        peak = Planner(replace(config, **options), CPU).peak()
+        assert images_of(peak) < 0.8 * images_of(plain), options
+    bfloat16, float16 = (
+        Planner(replace(config, amp=amp), CPU).peak() for amp in ("bfloat16", "float16")
+    )
+    # The losses' scale takes copies of gradients and statistics.
+    assert float16.total > bfloat16.total
 
 
 def images_of(peak: Peak) -> int:
