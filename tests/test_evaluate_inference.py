@@ -59,7 +59,8 @@ def plain_logits(network: Network, image: Tensor, inference: Inference) -> Tenso
         scaled = F.interpolate(image, size, mode="bilinear", antialias=True)
         for mirror in (False, True)[: 1 + inference.flip]:
             seen = scaled.flip(3) if mirror else scaled
-            if inference.mode == "whole":
+            covered = all(c >= n for c, n in zip(inference.crop, size, strict=True))
+            if inference.mode == "whole" or covered:
                 logits = network(seen)
             else:
                 logits = plain_window_logits(network, seen, inference)
@@ -204,7 +205,7 @@ def test_the_mean_is_that_of_torchmetrics_and_mmsegmentation() -> None:
     )
     assert math.isclose(got.miou, float(metric), rel_tol=1e-6)
     assert math.isclose(got.miou, mmsegmentation_miou(truth, guess, 8), rel_tol=1e-6)
-    assert math.isclose(got.miou, 0.4101, abs_tol=1e-4)
+    assert math.isclose(got.miou, 0.38348, abs_tol=1e-5)
 
 
 def test_a_mean_over_some_classes_counts_errors_of_the_others() -> None:

@@ -32,7 +32,7 @@ class Inference:
 
     Args:
         mode: whole images, or sliding windows whose logits are averaged where they overlap.
-        crop: height and width of a window; what is larger than the image is cut.
+        crop: height and width of a window; one that covers the image is that of a whole image.
         stride: rows and columns from a window to the next.
         scales: the image is resized by each, its logits upsampled to the image and averaged.
         flip: average with the logits of the mirrored image.

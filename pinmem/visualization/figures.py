@@ -135,11 +135,11 @@ def tsne_figure(
     colours = np.array(classes.colors) / 255
     for k, name in enumerate(classes.names):
         own = numbers == k
-        by_class.scatter(*places[own].T, s=14, color=colours[k], label=name if own.any() else None)
+        by_class.scatter(*places[own].T, s=26, color=colours[k], label=name if own.any() else None)
     for domain, name in enumerate(found):
         own = domains == domain
         marker = _MARKERS[domain % len(_MARKERS)]
-        by_domain.scatter(*places[own].T, s=14, color=f"C{domain % 10}", marker=marker, label=name)
+        by_domain.scatter(*places[own].T, s=26, color=f"C{domain % 10}", marker=marker, label=name)
     if memory is not None:
         edge = {"marker": "*", "s": 190, "edgecolor": "black", "linewidth": 0.8}
         by_class.scatter(*stars.T, c=colours[slot_numbers], **edge)
