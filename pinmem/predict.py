@@ -18,7 +18,7 @@ from pinmem.config import parse, run
 from pinmem.data import CITYSCAPES, Classes, DataError, eval_transform
 from pinmem.data.decode import image_size, read_image
 from pinmem.evaluate import inference_of, pick_device
-from pinmem.evaluation import Inference, infer
+from pinmem.evaluation import Inference, folded, infer
 from pinmem.meta import evaluating
 from pinmem.models import Segmenter
 from pinmem.prediction.inputs import Source, find, plan
@@ -254,13 +254,14 @@ def main() -> None:
     config = parse(PredictConfig, program="python -m pinmem.predict")
     program = Program(config)
     todo = [source for source in program.sources if program.wanted(source)]
-    program.pictures([source for source in todo if not source.is_video])
-    for source in todo:
-        if source.is_video:
-            try:
-                program.video(source)
-            except DataError as error:
-                program.failures.append(str(error))
+    with torch.no_grad(), folded(program.model):
+        program.pictures([source for source in todo if not source.is_video])
+        for source in todo:
+            if source.is_video:
+                try:
+                    program.video(source)
+                except DataError as error:
+                    program.failures.append(str(error))
     done, kept = len(todo) - len(program.failures), len(program.sources) - len(todo)
     print(f"{done} of {len(program.sources)} segmented into {config.out}")
     if kept:

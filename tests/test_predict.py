@@ -181,7 +181,7 @@ def test_a_large_picture_by_sliding(network: Path, tmp_path: Path, monkeypatch) 
     inference = Inference("slide", (64, 64), (48, 48), (1.0, 0.5), True)
     expected = predict.predict(load_trained(network), image, inference)
     got = np.asarray(Image.open(tmp_path / "out/a_trainids.png"))
-    assert (got == expected.numpy()).all() and got.shape == (150, 200)
+    assert (got != expected.numpy()).mean() < 1e-3 and got.shape == (150, 200)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Measuring a network: from images to logits, confusion matrices, scores, protocols."""
 
 from pinmem.evaluation.counting import confusion_of
+from pinmem.evaluation.folding import folded
 from pinmem.evaluation.inference import Inference, Prediction, infer
 from pinmem.evaluation.protocols import (
     Protocol,
@@ -19,6 +20,7 @@ __all__ = [
     "check_classes",
     "choose_classes",
     "confusion_of",
+    "folded",
     "infer",
     "open_dataset",
     "reading",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pinmem.evaluation.folding import folded
 from pinmem.evaluation.inference import Inference, infer
 from pinmem.meta import autocast, evaluating
 from pinmem.models import Segmenter
@@ -48,7 +49,7 @@ def confusion_of(
         with autocast(images, amp_dtype):
             return (model(images).logits,)
 
-    with evaluating(model):
+    with evaluating(model), folded(model):
         for images, labels in track(loader):
             images, labels = (each.to(device, non_blocking=True) for each in (images, labels))
             size = (labels.shape[1], labels.shape[2])
