@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks import published
 from pinmem.losses import Losses, LossWeights
-from pinmem.meta import Batch, autocast
 from pinmem.models import Segmenter
 from pinmem.models.heads import upsample
+from pinmem.passes import Batch, autocast
 
 
 @dataclass

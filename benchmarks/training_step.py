@@ -21,8 +21,9 @@ from benchmarks.case import Call, Results
 from benchmarks.inputs import Source
 from benchmarks.plan import Plan, Size
 from benchmarks.published_step import PublishedTrainer
-from pinmem.meta import Batch, mldg_step
+from pinmem.meta import mldg_step
 from pinmem.models import Segmenter, build_model
+from pinmem.passes import Batch
 
 INNER_LR = 0.001
 ANOMALY = "published, anomaly mode"

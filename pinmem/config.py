@@ -71,6 +71,8 @@ class TrainConfig:
         validate_every: iterations between validations; 0: at start and end only.
         validate_images: images of each validation set, evenly spread; 0: all.
         validate_size: height images are validated at; absent: their own.
+        page_images: images of each validation set that the page of pictures at the end of the run
+            is made from; 0: no page.
         checkpoint_every: iterations between checkpoints.
         log_every: iterations between log lines.
         resume: go on from the last checkpoint in ``out`` if there is one.
@@ -119,6 +121,7 @@ class TrainConfig:
     validate_every: int = 2000
     validate_images: int = 0
     validate_size: int | None = None
+    page_images: int = 20
     checkpoint_every: int = 500
     log_every: int = 50
     resume: bool = False
@@ -176,7 +179,8 @@ class TrainConfig:
             if getattr(self, option) < 1:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected at least 1")
         for option in (
-            "num_classes", "validate_every", "validate_images", "workers", "threads", "seed",
+            "num_classes", "validate_every", "validate_images", "page_images", "workers",
+            "threads", "seed",
         ):  # fmt: skip
             if getattr(self, option) < 0:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected 0 or more")

@@ -46,16 +46,29 @@ def losses_of(
     labels: Tensor,
     weights: LossWeights,
     written: Written | None = None,
+    whole: Sequence[Tensor] | None = None,
 ) -> Losses:
-    """The weighted losses of a training-mode pass, with those of a write where there was one."""
-    segmentation = ops.upsampled_cross_entropy(output.logits, labels)
+    """The weighted losses of a training-mode pass, with those of a write where there was one.
+
+    Args:
+        model: the network that was run.
+        output: what it gave.
+        labels: [B,H,W].
+        weights: of the losses.
+        written: what a write gave.
+        whole: the labels of all micro-batches, where ``labels`` are those of one: each loss then
+            counts as its share of their pixels, so that the losses of all add up.
+    """
+    segmentation = _share(ops.upsampled_cross_entropy(output.logits, labels), labels, whole)
     zero = torch.zeros_like(segmentation)
     aux, reading, divergence, classification = zero, zero, zero, zero
     if output.aux_logits is not None:
-        small = _nearest(labels, output.aux_logits.shape[2:])
-        aux = ops.upsampled_cross_entropy(output.aux_logits, small)
+        size = output.aux_logits.shape[2:]
+        small = _nearest(labels, size)
+        others = None if whole is None else [_nearest(other, size) for other in whole]
+        aux = _share(ops.upsampled_cross_entropy(output.aux_logits, small), small, others)
     if model.memory is not None and output.scores is not None:
-        reading = model.memory.reading_loss(output.scores, labels)
+        reading = _share(model.memory.reading_loss(output.scores, labels), labels, whole)
     if written is not None:
         divergence, classification = written.divergence, written.classification
     total = (
@@ -66,6 +79,16 @@ def losses_of(
         + weights.classification * classification
     )
     return Losses(total, segmentation, aux, reading, divergence, classification)
+
+
+def _share(
+    loss: Tensor, labels: Tensor, whole: Sequence[Tensor] | None, ignore_index: int = 255
+) -> Tensor:
+    """A mean over the labelled pixels of a micro-batch as its part of the mean over all."""
+    if whole is None:
+        return loss
+    counted = [(each != ignore_index).sum() for each in (labels, *whole)]
+    return loss * counted[0].to(loss.dtype) / torch.stack(counted[1:]).sum().clamp_min(1)
 
 
 def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:

@@ -112,8 +112,15 @@ class ClassMemory(nn.Module):
         Returns:
             The new memory, which carries the gradient of the features, and the writing losses.
         """
+        return self.update(*self.sums(query, labels, ignore_index), memory)
+
+    def sums(self, query: Tensor, labels: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+        """Class sums [K,C] and masses [K] of labelled features: those of two batches add up."""
         features = F.relu(query + self.write_norm(self.write_conv(query)))
-        sums, mass = ops.class_sums(features, labels, self.num_classes, ignore_index=ignore_index)
+        return ops.class_sums(features, labels, self.num_classes, ignore_index=ignore_index)
+
+    def update(self, sums: Tensor, mass: Tensor, memory: Tensor | None = None) -> Written:
+        """Update the memory, or other slots, with class sums; the second half of a write."""
         old = self.memory if memory is None else memory
         new = ops.memory_update(
             old.to(sums.dtype),

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pinmem.losses import Losses, LossWeights, losses_of
+from pinmem.loss_scale import LossScale
+from pinmem.losses import Losses, LossWeights
 from pinmem.models import Segmenter
-from pinmem.recompute import parameters_as, random_state, recomputing, set_random_state
+from pinmem.passes import Batch, Passes, evaluating, gradients_of
+from pinmem.recompute import (
+    frozen_statistics,
+    parameters_as,
+    random_state,
+    recomputing,
+    set_random_state,
+)
 from pinmem.second_order import TwiceDifferentiable
-
-
-class Batch(NamedTuple):
-    """Images [B,3,H,W], normalised, and labels [B,H,W], uint8 or int64."""
-
-    images: Tensor
-    labels: Tensor
 
 
 def joint_step(
@@ -33,6 +33,9 @@ def joint_step(
     weights: LossWeights | None = None,
     *,
     amp_dtype: torch.dtype | None = None,
+    scale: LossScale | None = None,
+    accumulate: int = 1,
+    checkpoint: bool = False,
 ) -> Losses:
     """Train on all domains at once; with a memory, read it, write it and keep what was written.
 
@@ -42,16 +45,19 @@ def joint_step(
         batch: images and labels of all domains.
         weights: the published ones if absent.
         amp_dtype: autocast to this type; None computes in the parameters' own.
+        scale: of the loss, for float16: a step whose gradient is not finite is not taken.
+        accumulate: run the batch in so many micro-batches (:class:`pinmem.passes.Passes`).
+        checkpoint: keep only the tensors between the network's stages and run these again in the
+            backward pass: less memory, more time, the same numbers.
     """
-    with autocast(batch.images, amp_dtype):
-        output = model(batch.images)
-        written = model.memory.write(output.query, batch.labels) if model.memory else None
-        losses = losses_of(model, output, batch.labels, weights or LossWeights(), written)
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
-    optimizer.step()
-    _rewrite(model, batch, amp_dtype)
-    return losses.detach()
+    named = _trained(model)
+    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale))
+    statistics = _statistics(model, scale)
+    with _checkpointing(model, checkpoint):
+        losses, grads = passes.gradients(batch, list(named.values()))
+        if _stepped(optimizer, named, _unscaled(scale, grads), scale, statistics):
+            _rewrite(passes, batch)
+    return losses
 
 
 def mldg_step(
@@ -65,6 +71,9 @@ def mldg_step(
     order: int = 1,
     lean: bool = False,
     amp_dtype: torch.dtype | None = None,
+    scale: LossScale | None = None,
+    accumulate: int = 1,
+    checkpoint: bool = False,
 ) -> tuple[Losses, Losses]:
     """One meta-iteration: learn on some domains what also helps on the others.
 
@@ -84,79 +93,144 @@ def mldg_step(
         lean: in second order run the inner pass again instead, with nothing kept but the tensors
             between its stages: less memory, more time, the same numbers.
         amp_dtype: autocast to this type; None computes in the parameters' own.
+        scale: of the losses, for float16: an iteration in which a gradient is not finite leaves
+            weights, statistics and memory as they were.
+        accumulate: run each batch in so many micro-batches (:class:`pinmem.passes.Passes`); in
+            first order.
+        checkpoint: keep only the tensors between the network's stages and run these again in the
+            backward passes: less memory, more time, the same numbers.
 
     Returns:
         The losses of the inner and of the outer pass.
 
     Raises:
-        ValueError: the order is neither 1 nor 2, or it is 2 and the network is compiled.
+        ValueError: the order is neither 1 nor 2; or it is 2 with micro-batches, or with a compiled
+            network.
     """
     if order not in (1, 2):
         raise ValueError(f"order: got {order}, expected 1 or 2")
+    if order == 2 and accumulate > 1:
+        raise ValueError(f"accumulate: got {accumulate}, expected 1 in second order")
     if order == 2 and any(_compiled(module) for module in model.modules()):
         raise ValueError(
             "order: got 2 for a network under torch.compile, expected 1: "
             "compiled code has no second derivative"
         )
-    weights = weights or LossWeights()
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = _trained(model)
     parameters: list[Tensor] = list(named.values())
-
+    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale))
+    statistics = _statistics(model, scale)
     device = meta_train.images.device
     start = random_state(device)
-    with TwiceDifferentiable() if order == 2 and not lean else contextlib.nullcontext():
-        inner = _inner_losses(model, meta_train, weights, amp_dtype)
-    moving = _gradients(inner.total, parameters, create_graph=order == 2 and not lean)
-    inner_grads = [grad.detach() for grad in moving]
-    inner = inner.detach()
+    with _checkpointing(model, checkpoint):
+        moving: list[Tensor] = []
+        if order == 2 and not lean:
+            with TwiceDifferentiable():
+                losses = passes.losses(meta_train)
+            moving = gradients_of(losses.total * passes.scale, parameters, create_graph=True)
+            inner, inner_grads = losses.detach(), [grad.detach() for grad in moving]
+            del losses
+        else:
+            inner, inner_grads = passes.gradients(meta_train, parameters)
+        inner_grads = _unscaled(scale, inner_grads)
 
-    stepped = [p.requires_grad_() for p in _step(parameters, inner_grads, inner_lr)]
-    with (
-        parameters_as(model, dict(zip(named, stepped, strict=True))),
-        frozen_statistics(model),
-        autocast(meta_test.images, amp_dtype),
-    ):
-        memory = None
-        if model.memory:
-            with torch.no_grad():
-                query = model.encode(meta_train.images).query
-            memory = model.memory.write(query, meta_train.labels).memory
-        outer = losses_of(model, model(meta_test.images, memory=memory), meta_test.labels, weights)
-    outer_grads = _gradients(outer.total, stepped)
-    outer = outer.detach()
-    del stepped
-    if order == 2 and lean:
-        now = random_state(device)
-        set_random_state(device, start)
-        with frozen_statistics(model), recomputing(model.stages()), TwiceDifferentiable():
-            again = _inner_losses(model, meta_train, weights, amp_dtype)
-            moving = _gradients(again.total, parameters, create_graph=True)
-            # The same numbers; those of the first time go.
-            inner_grads = [grad.detach() for grad in moving]
-            bent = _along(moving, parameters, outer_grads)
-        set_random_state(device, now)
-    elif order == 2:
-        bent = _along(moving, parameters, outer_grads)
-    if order == 2:
-        torch._foreach_add_(outer_grads, bent, alpha=-inner_lr)
-    del moving
+        stepped = [p.requires_grad_() for p in _step(parameters, inner_grads, inner_lr)]
+        with parameters_as(model, dict(zip(named, stepped, strict=True))), frozen_statistics(model):
+            memory = passes.written(meta_train).memory if model.memory else None
+            outer, outer_grads = passes.gradients(meta_test, stepped, memory, write=False)
+        outer_grads = _unscaled(scale, outer_grads)
+        del stepped, memory
 
-    torch._foreach_add_(inner_grads, outer_grads)
-    for parameter, grad in zip(parameters, inner_grads, strict=True):
-        parameter.grad = grad
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    _rewrite(model, meta_train, amp_dtype)
+        if order == 2:
+            if lean:
+                # The same numbers as the first time.
+                del inner_grads
+                with _again(model, device, start, checkpoint):
+                    moving = gradients_of(
+                        passes.losses(meta_train).total * passes.scale, parameters, None, True
+                    )
+                    inner_grads = [grad.detach() for grad in moving]
+                    bent = _along(moving, parameters, outer_grads)
+                inner_grads = _unscaled(scale, inner_grads)
+            else:
+                bent = _along(moving, parameters, outer_grads)
+            del moving
+            torch._foreach_add_(outer_grads, bent, alpha=-inner_lr / passes.scale)
+
+        torch._foreach_add_(inner_grads, outer_grads)
+        if _stepped(optimizer, named, inner_grads, scale, statistics):
+            _rewrite(passes, meta_train)
     return inner, outer
 
 
-def _inner_losses(
-    model: Segmenter, batch: Batch, weights: LossWeights, amp_dtype: torch.dtype | None
-) -> Losses:
-    with autocast(batch.images, amp_dtype):
-        output = model(batch.images)
-        written = model.memory.write(output.query, batch.labels) if model.memory else None
-        return losses_of(model, output, batch.labels, weights, written)
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _factor(scale: LossScale | None) -> float:
+    return 1.0 if scale is None else scale.value
+
+
+def _unscaled(scale: LossScale | None, grads: list[Tensor]) -> list[Tensor]:
+    return grads if scale is None else scale.unscaled(grads)
+
+
+def _checkpointing(model: Segmenter, checkpoint: bool) -> contextlib.AbstractContextManager[None]:
+    return recomputing(model.stages()) if checkpoint else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _again(
+    model: Segmenter, device: torch.device, start: tuple[Tensor, ...], checkpoint: bool
+) -> Iterator[None]:
+    """The inner pass once more, for a second derivative: the same draws, statistics stay."""
+    now = random_state(device)
+    set_random_state(device, start)
+    try:
+        with frozen_statistics(model), TwiceDifferentiable(), _checkpointing(model, not checkpoint):
+            yield
+    finally:
+        set_random_state(device, now)
+
+
+def _stepped(
+    optimizer: torch.optim.Optimizer,
+    named: dict[str, nn.Parameter],
+    grads: list[Tensor],
+    scale: LossScale | None,
+    statistics: list[tuple[Tensor, Tensor]],
+) -> bool:
+    """Take the optimiser's step; with a scale and a gradient that is not finite go back instead."""
+    if scale is not None and not scale.update(grads):
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        return False
+    for parameter, grad in zip(named.values(), grads, strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return True
+
+
+def _statistics(model: nn.Module, scale: LossScale | None) -> list[tuple[Tensor, Tensor]]:
+    """Buffers, which running statistics are, and what they hold: to go back to."""
+    if scale is None:
+        return []
+    return [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+
+@torch.no_grad()
+def _rewrite(passes: Passes, batch: Batch) -> None:
+    """The memory of the next iteration: written from the old one with the stepped weights."""
+    model = passes.model
+    if model.memory is not None:
+        with evaluating(model):
+            model.memory.store(passes.written(batch).memory)
+
+
+@torch.no_grad()
+def _step(parameters: list[Tensor], grads: list[Tensor], lr: float) -> tuple[Tensor, ...]:
+    return torch._foreach_add(parameters, grads, alpha=-lr)
 
 
 def _compiled(module: nn.Module) -> bool:
@@ -168,7 +242,7 @@ def _along(
 ) -> list[Tensor]:
     """The Hessian times the tangents: the gradient of ``<gradients, tangents>``."""
     pairs = [(g, v) for g, v in zip(moving, tangents, strict=True) if g.requires_grad]
-    return _gradients([g for g, _ in pairs], parameters, [v for _, v in pairs])
+    return gradients_of([g for g, _ in pairs], parameters, [v for _, v in pairs])
 
 
 def split_domains(count: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
@@ -187,67 +261,3 @@ def gather_domains(images: Tensor, labels: Tensor, domains: Sequence[int]) -> Ba
         images[:, index].transpose(0, 1).flatten(0, 1),
         labels[:, index].transpose(0, 1).flatten(0, 1),
     )
-
-
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalise with batch statistics as in training, but leave the running ones alone."""
-    tracking = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
-    try:
-        for module in tracking:
-            module.track_running_stats = False
-        yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast to ``dtype`` on the device of the images; None leaves every type as it is."""
-    return torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None)
-
-
-@torch.no_grad()
-def _rewrite(model: Segmenter, batch: Batch, amp_dtype: torch.dtype | None) -> None:
-    """The memory of the next iteration: written from the old one with the stepped weights."""
-    if model.memory is None:
-        return
-    with evaluating(model), autocast(batch.images, amp_dtype):
-        query = model.encode(batch.images).query
-        model.memory.store(model.memory.write(query, batch.labels).memory)
-
-
-def _gradients(
-    outputs: Tensor | Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    cotangents: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-) -> list[Tensor]:
-    """Gradients of all parameters, zero where the outputs do not depend on one."""
-    return list(
-        torch.autograd.grad(
-            outputs, parameters, cotangents, create_graph=create_graph,
-            materialize_grads=True, allow_unused=True,
-        )
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _step(parameters: list[Tensor], grads: list[Tensor], lr: float) -> tuple[Tensor, ...]:
-    return torch._foreach_add(parameters, grads, alpha=-lr)

@@ -19,8 +19,8 @@ from pinmem.data import CITYSCAPES, Classes, DataError, eval_transform
 from pinmem.data.decode import image_size, read_image
 from pinmem.evaluate import inference_of, pick_device
 from pinmem.evaluation import Inference, folded, infer
-from pinmem.meta import evaluating
 from pinmem.models import Segmenter
+from pinmem.passes import evaluating
 from pinmem.prediction.inputs import Source, find, plan
 from pinmem.prediction.pictures import (
     DRAWN,

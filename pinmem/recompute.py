@@ -30,12 +30,17 @@ class Stage:
 
     def __init__(self, module: nn.Module, method: str = "forward", parts: Sequence[str] = ()):
         self.module, self.method = module, method
-        named = [
-            (f"{part}.{name}" if part else name, parameter)
+        self.names = [
+            f"{part}.{name}" if part else name
             for part in (parts or ("",))
-            for name, parameter in module.get_submodule(part).named_parameters()
+            for name, _ in module.get_submodule(part).named_parameters()
         ]
-        self.names, self.parameters = [n for n, _ in named], [p for _, p in named]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What stands in the parameters' places now."""
+        places = (_owner(self.module, name) for name in self.names)
+        return [cast(Tensor, module._parameters[leaf]) for module, leaf in places]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Run on the input and, in place of the module's parameters, those that follow it."""
@@ -123,7 +128,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of the leaves that require one, None in place of the others'."""
     second = TwiceDifferentiable() if create_graph else contextlib.nullcontext()
-    with torch.enable_grad(), surroundings.again(), second:
+    with torch.enable_grad(), surroundings.again(), second, frozen_statistics(stage.module):
         output = stage(leaves)
     found = torch.autograd.grad(
         output, [leaf for leaf in leaves if leaf.requires_grad], cotangent,
@@ -147,7 +152,7 @@ def leaves_of(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
 def recomputing(stages: Sequence[Stage]) -> Iterator[None]:
     """Inside, these stages keep their input alone, and are run again for every derivative.
 
-    What they change as they run (running statistics) they change every time: freeze it.
+    Running statistics move the first time only.
     """
 
     def run(stage: Stage, features: Tensor) -> Tensor:
@@ -160,6 +165,23 @@ def recomputing(stages: Sequence[Stage]) -> Iterator[None]:
     finally:
         for stage in stages:
             delattr(stage.module, stage.method)
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise with batch statistics as in training, but leave the running ones alone."""
+    tracking = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    try:
+        for module in tracking:
+            module.track_running_stats = False
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from pinmem.evaluate import Score, table
 from pinmem.losses import Losses
 from pinmem.models import Segmenter
 from pinmem.predict import overlay_row, write_png
+from pinmem.visualization.page import check_installed, write_page
 
 Item = TypeVar("Item")
 
@@ -61,6 +62,7 @@ class Report:
         self.board = SummaryWriter(out / "tensorboard", purge_step=iteration if resumed else None)
         self.sums: dict[str, Tensor] = {}
         self.count = 0
+        self.scores: Mapping[str, Score] | None = None  # of the last validation
         self.since = time.perf_counter()
         start = f"resumed at iteration {iteration}" if resumed else "started"
         self.log.info(f"{start}: {config.mode}, {config.model}, run folder {out}")
@@ -106,6 +108,7 @@ class Report:
     ) -> None:
         """Log scores, and one overlay picture a validation set."""
         began = time.perf_counter()
+        self.scores = scores
         for name, result in scores.items():
             self.log.info(f"iteration {iteration}, {name}: mIoU {100 * result.miou:.2f}%")
             with open(self.out / "scores.txt", "a") as file:
@@ -121,6 +124,25 @@ class Report:
         self.board.flush()
         # Validation does not count as training time.
         self.since += time.perf_counter() - began
+
+    def page(
+        self, model: Segmenter, datasets: Mapping[str, Dataset[tuple[Tensor, Tensor]]]
+    ) -> None:
+        """Write the page of pictures, where what draws it is installed."""
+        images = self.config.page_images
+        if not images or not datasets:
+            return
+        try:
+            check_installed()
+        except ValueError as error:
+            self.log.warning(f"no page of pictures: {error}")
+            return
+        options = vars(self.config)
+        page = write_page(
+            self.out / "page", model, datasets, self.classes, options,
+            scores=self.scores, images=images,
+        )  # fmt: skip
+        self.log.info(f"page of pictures: {page}")
 
     def close(self, start: Mapping[str, float], final: Mapping[str, float]) -> None:
         """Say how the run went and where everything lies."""

@@ -20,14 +20,8 @@ from pinmem.data import DomainDataset, seeded
 from pinmem.data.transforms import Photometric
 from pinmem.evaluate import Score, confusion_of, pick_device, score
 from pinmem.losses import Losses, LossWeights
-from pinmem.meta import (
-    autocast,
-    evaluating,
-    gather_domains,
-    joint_step,
-    mldg_step,
-    split_domains,
-)
+from pinmem.meta import gather_domains, joint_step, mldg_step, split_domains
+from pinmem.passes import autocast, evaluating
 from pinmem.prepare import (
     build_network,
     load_draws,
@@ -122,6 +116,7 @@ class Trainer:
                 self.scores = self.validate()
             if done or self.iteration % config.checkpoint_every == 0:
                 self.save("last.pt")
+        self.report.page(self.model, self.validation)
         self.report.close(self.start_scores, self.scores)
         return self.scores
 

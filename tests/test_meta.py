@@ -7,16 +7,9 @@ import torch
 
 import pinmem
 from pinmem.losses import LossWeights, losses_of
-from pinmem.meta import (
-    Batch,
-    evaluating,
-    frozen_statistics,
-    gather_domains,
-    joint_step,
-    mldg_step,
-    split_domains,
-)
-from pinmem.recompute import parameters_as
+from pinmem.meta import gather_domains, joint_step, mldg_step, split_domains
+from pinmem.passes import Batch, evaluating
+from pinmem.recompute import frozen_statistics, parameters_as
 
 
 def batch(seed: int = 0, images: int = 2) -> Batch:

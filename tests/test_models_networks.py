@@ -11,12 +11,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pinmem.meta import Batch, evaluating, frozen_statistics, joint_step, mldg_step
+from pinmem.meta import joint_step, mldg_step
 from pinmem.models import MODEL_NAMES, build_model
 from pinmem.models.backbones import MobileNetV2Backbone, ShuffleNetV2Backbone
 from pinmem.models.whitening import InstanceNormResNet, covariances, sensitive_covariances
+from pinmem.passes import Batch, evaluating
 from pinmem.predict import predict
-from pinmem.recompute import recomputing
+from pinmem.recompute import frozen_statistics, recomputing
 
 # Small models of timm's own tests: a pyramid, one with BatchNorm, and two plain transformers.
 TIMM = ("timm:test_convnext", "timm:test_efficientnet", "timm:test_vit", "timm:test_vit2")

@@ -20,6 +20,7 @@ from pinmem.config import run
 from pinmem.data import CITYSCAPES
 from pinmem.evaluation import confusion_of, open_dataset, score
 from pinmem.models import build_model
+from pinmem.train import TrainConfig, Trainer
 from pinmem.visualization.figures import (
     confusion_figure,
     reliability_figure,
@@ -27,7 +28,7 @@ from pinmem.visualization.figures import (
     tsne_figure,
 )
 from pinmem.visualization.statistics import BINS, gather
-from tests.scenes import streets
+from tests.scenes import streets, tiny_run
 from tests.test_evaluate_program import save_network
 
 
@@ -169,3 +170,22 @@ def test_too_few_points_have_no_map() -> None:
     classes = CITYSCAPES.numbered(3)
     assert tsne_figure(found, None, classes) is None
     assert len(reliability_figure(found, classes).axes) == 5
+
+
+def test_a_run_ends_with_its_page(tmp_path: Path, monkeypatch, capsys) -> None:
+    options = tiny_run(tmp_path / "run", iterations=1, page_images=1)
+    trainer = Trainer(TrainConfig(**options))
+    scores = trainer.fit()
+    text = (tmp_path / "run/page/report.html").read_text()
+    assert "of the last validation" in text and "hard_augmentation" in text
+    assert sorted(scores) == ["seen/gtav", "seen/synthia", "unseen/cityscapes"]
+    assert all(f'<td class="number">{100 * value:.2f}</td>' in text for value in scores.values())
+    assert (tmp_path / "run/page/activation-unseen-cityscapes.png").exists()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    trainer.out = trainer.report.out = tmp_path / "other"
+    trainer.report.page(trainer.model, trainer.validation)
+    assert not (tmp_path / "other").exists()
+    assert (
+        "no page of pictures: the page needs sklearn: pip install"
+        in (tmp_path / "run/log.txt").read_text()
+    )

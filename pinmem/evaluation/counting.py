@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pinmem.evaluation.folding import folded
 from pinmem.evaluation.inference import Inference, infer
-from pinmem.meta import autocast, evaluating
 from pinmem.models import Segmenter
+from pinmem.passes import autocast, evaluating
 
 __all__ = ["confusion_of"]
 

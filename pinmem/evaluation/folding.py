@@ -6,7 +6,8 @@ In evaluation both are linear, so one convolution does the work of two passes ov
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,8 @@ def folded(model: Segmenter) -> Iterator[None]:
 
 
 def _restore(
-    before: list[tuple[nn.Conv2d, nn.Parameter, nn.Parameter | None]],
-    places: list[tuple[nn.Module, str, nn.Module]],
+    before: Sequence[tuple[nn.Conv2d, Any, Any]],
+    places: Sequence[tuple[nn.Module, str, nn.Module]],
 ) -> None:
     for conv, weight, bias in before:
         conv.weight, conv.bias = weight, bias

@@ -122,8 +122,8 @@ class ResNetBackbone(Backbone):
     def forward(self, images: Tensor) -> BackboneFeatures:
         """Map images [B,3,H,W] to their features; every stride rounds up, as ceil(H/4)."""
         low_level = self.layer1(self.stem(images))
-        stage3 = self.layer3(self.layer2(low_level))
-        return BackboneFeatures(low_level, stage3, self.layer4(stage3))
+        stage3 = self.layer3(self.layer2(branch(low_level)))
+        return BackboneFeatures(low_level, stage3, self.layer4(branch(stage3)))
 
 
 class _MobileBackbone(Backbone):
@@ -154,8 +154,8 @@ class _MobileBackbone(Backbone):
     def forward(self, images: Tensor) -> BackboneFeatures:
         """Map images [B,3,H,W] to their features; every stride rounds up, as ceil(H/8)."""
         low_level = self.layer1(self.layer0(images))
-        stage3 = self.layer3(self.layer2(low_level))
-        return BackboneFeatures(low_level, stage3, self.layer4(stage3))
+        stage3 = self.layer3(self.layer2(branch(low_level)))
+        return BackboneFeatures(low_level, stage3, self.layer4(branch(stage3)))
 
 
 class MobileNetV2Backbone(_MobileBackbone):
@@ -228,6 +228,14 @@ def classifier(name: str, weights: str | None) -> Any:
 def _check_output_stride(output_stride: int) -> None:
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f"output_stride: got {output_stride!r}, expected 8, 16 or 32")
+
+
+def branch(features: Tensor) -> Tensor:
+    """An alias: what goes on from here adds its gradients up before the heads' are added.
+
+    So the order of a sum, and its last bit, are the same where a stage is run again.
+    """
+    return features.view_as(features)
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:

@@ -15,7 +15,7 @@ from torchvision.models.resnet import Bottleneck
 
 from pinmem.recompute import Stage
 
-from .backbones import BackboneFeatures, ResNetBackbone
+from .backbones import BackboneFeatures, ResNetBackbone, branch
 
 __all__ = ["InstanceNormResNet", "sensitive_covariances"]
 
@@ -76,10 +76,10 @@ class InstanceNormResNet(ResNetBackbone):
         first = self.normalized_stem(images)
         second = self.layer1(self.maxpool(self.relu(first)))
         low_level = self.relu(second)
-        third = self.layer2(low_level)
+        third = self.layer2(branch(low_level))
         stage3 = self.layer3(self.relu(third))
         whitened = (first, second, third) if self.whitening else ()
-        return BackboneFeatures(low_level, stage3, self.layer4(stage3), whitened)
+        return BackboneFeatures(low_level, stage3, self.layer4(branch(stage3)), whitened)
 
     def whitening_loss(self, whitened: Sequence[Tensor]) -> Tensor:
         """The mean absolute covariance of the masked pairs of channels (equation 17), a scalar.

@@ -30,7 +30,7 @@ from pinmem.visualization.figures import (
 )
 from pinmem.visualization.statistics import Statistics, gather
 
-__all__ = ["NAME", "write_page"]
+__all__ = ["NAME", "check_installed", "write_page"]
 
 NAME = "report.html"
 
@@ -47,6 +47,12 @@ i.colour { display: inline-block; width: .8em; height: .8em; margin-right: .5em;
            border: 1px solid #0003; }
 table.options { font: 13px/1.4 ui-monospace, monospace; }
 """
+
+
+def check_installed() -> None:
+    """Raise ``ValueError`` where matplotlib or scikit-learn is not installed."""
+    for package in ("matplotlib", "sklearn"):
+        optional(package, "visualize", "the page")
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,7 @@ def write_page(
     Raises:
         ValueError: matplotlib or scikit-learn is not installed.
     """
-    for package in ("matplotlib", "sklearn"):
-        optional(package, "visualize", "the page")
+    check_installed()
     found = {}
     for name, dataset in datasets.items():
         track(name)
@@ -105,7 +110,7 @@ def write_page(
     parts = [
         _head(config),
         "<h2>Intersection over union, %</h2>",
-        f'<p class="note">{"in full validation" if scores else origin}; - is a class without a '
+        f'<p class="note">{"of the last validation" if scores else origin}; - is a class without a '
         "pixel.</p>",
         _scores(shown, classes),
     ]

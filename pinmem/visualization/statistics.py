@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from pinmem import ops
 from pinmem.data import IGNORE_INDEX
-from pinmem.meta import evaluating
 from pinmem.models import Segmenter
 from pinmem.models.heads import upsample
+from pinmem.passes import evaluating
 from pinmem.prediction.pictures import denormalize
 
 __all__ = ["BINS", "Example", "Statistics", "gather"]
