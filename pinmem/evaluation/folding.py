@@ -44,6 +44,7 @@ def folded(model: Segmenter) -> Iterator[None]:
     try:
         expected = model(image).logits
         for conv, norm in pairs:
+            assert norm.running_mean is not None and norm.running_var is not None
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
                 norm.weight, norm.bias,

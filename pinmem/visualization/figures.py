@@ -179,7 +179,7 @@ def reliability_figure(found: Mapping[str, Statistics], classes: Classes) -> Any
         panel.legend(fontsize=7, frameon=False, loc="upper left")
         panel.set(xlim=(0, 1), ylim=(0, 1))
     figure.legend(
-        panels.flat[0].lines[1:], list(found), loc="outside lower center", ncols=len(found)
+        panels.flat[0].lines[1:], list(found), loc="outside upper center", ncols=len(found)
     )
     figure.supxlabel(f"confidence, {BINS} intervals")
     figure.supylabel("share of right pixels")
