@@ -31,7 +31,8 @@ def folded(model: Segmenter) -> Iterator[None]:
     if model.memory is not None and model.memory.gumbel == "always":
         yield  # noise: no two passes are alike
         return
-    pairs = _pairs(model)
+    image = _image(model)
+    pairs, expected = _pairs(model, image)
     before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
     norms = {norm for _, norm in pairs}
     places = [
@@ -40,9 +41,7 @@ def folded(model: Segmenter) -> Iterator[None]:
         for name, child in parent.named_children()
         if child in norms
     ]
-    image = _image(model)
     try:
-        expected = model(image).logits
         for conv, norm in pairs:
             assert norm.running_mean is not None and norm.running_var is not None
             conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -70,8 +69,10 @@ def _restore(
         setattr(parent, name, norm)
 
 
-def _pairs(model: Segmenter) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the normalisation that is applied to their results, both used once."""
+def _pairs(
+    model: Segmenter, image: Tensor
+) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Convolutions with the normalisation of their results, both used once; the image's logits."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     calls: dict[nn.Module, int] = {}
@@ -95,11 +96,11 @@ def _pairs(model: Segmenter) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         elif type(module) is nn.BatchNorm2d and module.running_var is not None:
             hooks.append(module.register_forward_pre_hook(norm_reads))
     try:
-        model(_image(model))
+        logits = model(image).logits
     finally:
         for hook in hooks:
             hook.remove()
-    return [pair for pair in found if all(calls[module] == 1 for module in pair)]
+    return [pair for pair in found if all(calls[module] == 1 for module in pair)], logits
 
 
 def _image(model: Segmenter) -> Tensor:
