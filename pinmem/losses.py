@@ -23,6 +23,7 @@ class LossWeights:
     reading: float = 0.02
     divergence: float = 0.4
     classification: float = 0.2
+    whitening: float = 0.6  # RobustNet's, of a network that has this loss; part of the total alone
 
 
 class Losses(NamedTuple):
@@ -78,6 +79,10 @@ def losses_of(
         + weights.divergence * divergence
         + weights.classification * classification
     )
+    if output.whitened:
+        whitening = model.backbone.whitening_loss(output.whitened)
+        images = labels.shape[0] / sum(each.shape[0] for each in whole or (labels,))
+        total = total + weights.whitening * images * whitening
     return Losses(total, segmentation, aux, reading, divergence, classification)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
@@ -122,7 +123,9 @@ def mldg_step(
     statistics = _statistics(model, scale)
     device = meta_train.images.device
     start = random_state(device)
-    with _checkpointing(model, checkpoint):
+    # The fused kernels of attention have one derivative.
+    attention = sdpa_kernel(SDPBackend.MATH) if order == 2 else contextlib.nullcontext()
+    with _checkpointing(model, checkpoint), attention:
         moving: list[Tensor] = []
         if order == 2 and not lean:
             with TwiceDifferentiable():

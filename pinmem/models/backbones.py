@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torchvision
@@ -53,6 +54,10 @@ class Backbone(nn.Module):
     def stages(self) -> list[Stage]:
         """What an activation checkpoint may run again; nothing unless a backbone says so."""
         return []
+
+    def whitening_loss(self, whitened: Sequence[Tensor]) -> Tensor:
+        """The loss on the `whitened` maps of a backbone that has some."""
+        raise NotImplementedError
 
     def pretrained(self) -> nn.Module:
         """The part whose weights may come pretrained, which `Segmenter.freeze_backbone` freezes."""
