@@ -81,6 +81,8 @@ class TrainConfig:
         validate_every: iterations between validations; 0: at start and end only.
         validate_images: images of each validation set, evenly spread; 0: all.
         validate_size: height images are validated at; absent: their own.
+        page_images: images of each validation set that the page of pictures at the end of the run
+            is made from; 0: no page.
         checkpoint_every: iterations between checkpoints.
         log_every: iterations between log lines.
         skip_bad_batches: how often a run that meets a loss, gradient or memory that is not finite
@@ -142,6 +144,7 @@ class TrainConfig:
     validate_every: int = 2000
     validate_images: int = 0
     validate_size: int | None = None
+    page_images: int = 20
     checkpoint_every: int = 500
     log_every: int = 50
     skip_bad_batches: int = 0
@@ -224,8 +227,8 @@ class TrainConfig:
             if getattr(self, option) < 1:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected at least 1")
         for option in (
-            "num_classes", "validate_every", "validate_images", "workers", "threads", "seed",
-            "skip_bad_batches",
+            "num_classes", "validate_every", "validate_images", "page_images", "workers",
+            "threads", "seed", "skip_bad_batches",
         ):  # fmt: skip
             if getattr(self, option) < 0:
                 raise ValueError(f"{option}: got {getattr(self, option)}, expected 0 or more")

@@ -25,6 +25,7 @@ def fit(trainer: Trainer) -> dict[str, float]:
                     break
                 except NotFinite as error:
                     _go_back(trainer, error)
+        trainer.report.page(trainer.model, trainer.validation)
         trainer.report.close(trainer.start_scores, trainer.scores)
         return trainer.scores
     except Stopped as stop:

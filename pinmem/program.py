@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
+
+from pinmem.arguments import spelt_out
 
 Options = TypeVar("Options")
 
@@ -35,6 +37,7 @@ def parse(
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of options")
     parser.add_class_arguments(options, as_group=False)
     parser.check_spelling(arguments)
+    arguments = spelt_out(arguments, get_type_hints(options))
     parsed = parser.parse_args(arguments)
     parsed.pop("config", None)
     return options(**parsed.as_dict())

@@ -25,6 +25,7 @@ from pinmem.evaluate import Score, table
 from pinmem.metrics import Metrics
 from pinmem.models import Segmenter
 from pinmem.predict import overlay_row, write_png
+from pinmem.visualization.page import check_installed, write_page
 
 Item = TypeVar("Item")
 
@@ -84,6 +85,7 @@ class Report:
         self.bar = self.progress.add_task("training", total=config.iterations, shown="")
         self.validation_seconds = 0.0
         self._restart()
+        self.scores: Mapping[str, Score] | None = None  # of the last validation
         start = f"resumed at iteration {iteration}" if resumed else "started"
         self.log.info(f"{start}: {config.mode}, {config.model}, run folder {out}")
 
@@ -172,6 +174,7 @@ class Report:
         """Log scores that took some seconds, and one overlay picture a validation set."""
         began = time.perf_counter()
         row: dict[str, float] = {}
+        self.scores = scores
         for name, result in scores.items():
             self.log.info(f"iteration {iteration}, {name}: mIoU {100 * result.miou:.2f}%")
             with open(self.out / "scores.txt", "a") as file:
@@ -194,6 +197,25 @@ class Report:
         self.since += spent
         if self.started is not None:
             self.started += spent
+
+    def page(
+        self, model: Segmenter, datasets: Mapping[str, Dataset[tuple[Tensor, Tensor]]]
+    ) -> None:
+        """Write the page of pictures, where what draws it is installed."""
+        images = self.config.page_images
+        if not images or not datasets:
+            return
+        try:
+            check_installed()
+        except ValueError as error:
+            self.log.warning(f"no page of pictures: {error}")
+            return
+        options = vars(self.config)
+        page = write_page(
+            self.out / "page", model, datasets, self.classes, options,
+            scores=self.scores, images=images,
+        )  # fmt: skip
+        self.log.info(f"page of pictures: {page}")
 
     def close(self, start: Mapping[str, float], final: Mapping[str, float]) -> None:
         """Say how the run went and where everything lies."""

@@ -30,6 +30,7 @@ def tiny_run(out: Path, **options: object) -> dict[str, object]:
         "crop_size": (64, 64),
         "memory_init_draws": 2,
         "validate_every": 2,
+        "page_images": 0,
         "checkpoint_every": 1,
         "log_every": 1,
         "workers": 0,

@@ -1,0 +1,1 @@
+"""Segmenting pictures and videos: what is read, what is drawn, where it goes."""
