@@ -24,6 +24,17 @@ def loss_scale_of(config: TrainConfig) -> LossScale | None:
     return LossScale() if config.amp == "float16" else None
 
 
+def loss_weights_of(config: TrainConfig) -> LossWeights:
+    """The losses' weights of a run."""
+    return LossWeights(
+        config.aux_weight,
+        config.reading_weight,
+        config.divergence_weight,
+        config.classification_weight,
+        config.whitening_weight,
+    )
+
+
 def compile_parts(model: Segmenter) -> None:
     """torch.compile the backbone and the heads; what is read and written by ops stays as it is."""
     for part in (model.backbone, model.aspp, model.bottleneck, model.low_level, model.decoder):
@@ -65,13 +76,7 @@ def iterate(
         scale: of the losses, in float16.
     """
     train, test = split
-    weights = LossWeights(
-        config.aux_weight,
-        config.reading_weight,
-        config.divergence_weight,
-        config.classification_weight,
-        config.whitening_weight,
-    )
+    weights = loss_weights_of(config)
     how: dict[str, Any] = {
         "amp_dtype": amp_dtype_of(config),
         "scale": scale,

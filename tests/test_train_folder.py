@@ -18,6 +18,7 @@ from pinmem.config import TrainConfig
 from pinmem.data import Classes
 from pinmem.program import run
 from pinmem.run_folder import check_resume
+from pinmem.step import loss_weights_of
 from pinmem.train import Trainer
 
 from .scenes import streets, tiny_run
@@ -129,7 +130,7 @@ def test_options_that_may_change_are_applied(whole: Path, tmp_path: Path) -> Non
     trainer = Trainer(TrainConfig(**small_run(out, resume=True) | changed))
     group = trainer.optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.0)
-    assert trainer.inner_lr == 0.5 and trainer.weights.aux == 0.1
+    assert trainer.inner_lr == 0.5 and loss_weights_of(trainer.config).aux == 0.1
     assert trainer.model.memory is not None and trainer.model.memory.momentum == 0.5
     assert trainer.best == -1.0  # on other images, so that the scores do not compare
     assert set(trainer.fit()) == {"seen/gtav", "seen/synthia"}
