@@ -91,7 +91,8 @@ def test_lean_second_order_has_the_gradient_of_the_kept_graph(name: str, frozen:
         mldg_step(model, optimizer, *sides, 0.1, order=order, lean=lean)
         steps.append([b - p.detach() for b, p in zip(before, model.parameters(), strict=True)])
     first, kept, lean_kept = (torch.cat([s.flatten() for s in step]) for step in steps)
-    assert (kept - lean_kept).abs().max() <= 1e-12 * kept.abs().max()
+    # Two images, normalised over two pooled values, amplify rounding.
+    assert (kept - lean_kept).abs().max() <= 1e-10 * kept.abs().max()
     assert (kept - first).abs().max() > 1e-3 * kept.abs().max()
 
 
