@@ -63,7 +63,7 @@ train: $(VENV)/.runs
 	$(PY) -m pinmem.data.streets --root data/streets
 	$(PY) -m pinmem.train --config configs/default.yaml --overwrite true
 
-# A small run is killed at random moments and resumed: the same bits as of one left alone.
+# A small run is killed at random moments and resumed, and ends bitwise as one left alone.
 KILLS ?= 100
 kill-check: build
 	OMP_NUM_THREADS=1 $(PY) -m tests.kill_check --kills $(KILLS)

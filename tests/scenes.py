@@ -6,7 +6,14 @@ import functools
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from pinmem.config import TrainConfig
 from pinmem.data.streets.__main__ import main as draw
+from pinmem.program import run
+from pinmem.train import Trainer
+
+SMALL = "deeplabv3plus_shufflenetv2"
 
 
 @functools.cache
@@ -37,3 +44,19 @@ def tiny_run(out: Path, **options: object) -> dict[str, object]:
         "threads": 1,
         "device": "cpu",
     } | options
+
+
+def small_run(out: Path, **options: object) -> dict:
+    """The same of a smaller network, with one image of each validation set."""
+    return tiny_run(out, model=SMALL, validate_images=1, memory_init_draws=1, **options)
+
+
+def end_of(config: dict, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and error line of a run."""
+    capsys.readouterr()
+    try:
+        run(lambda: Trainer(TrainConfig(**config)).fit() and None)
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, capsys.readouterr().err

@@ -16,30 +16,11 @@ import yaml
 from pinmem import checkpoint
 from pinmem.config import TrainConfig
 from pinmem.data import Classes
-from pinmem.program import run
 from pinmem.run_folder import check_resume
 from pinmem.step import loss_weights_of
 from pinmem.train import Trainer
 
-from .scenes import streets, tiny_run
-
-SMALL = "deeplabv3plus_shufflenetv2"
-
-
-def small_run(out: Path, **options: object) -> dict:
-    return tiny_run(out, model=SMALL, validate_images=1, memory_init_draws=1, **options)
-
-
-def end_of(config: dict, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and error line of a run."""
-    capsys.readouterr()
-    try:
-        run(lambda: Trainer(TrainConfig(**config)).fit() and None)
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    return status, capsys.readouterr().err
-
+from .scenes import end_of, small_run, streets
 
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 

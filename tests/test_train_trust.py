@@ -27,24 +27,7 @@ from pinmem.stop import Stopped
 from pinmem.train import Trainer
 
 from .kill_check import check_whole, differences
-from .scenes import streets, tiny_run
-
-SMALL = "deeplabv3plus_shufflenetv2"
-
-
-def small_run(out: Path, **options: object) -> dict:
-    return tiny_run(out, model=SMALL, validate_images=1, memory_init_draws=1, **options)
-
-
-def end_of(config: dict, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit status and error line of a run."""
-    capsys.readouterr()
-    try:
-        run(lambda: Trainer(TrainConfig(**config)).fit() and None)
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    return status, capsys.readouterr().err
+from .scenes import end_of, small_run, streets
 
 
 def at(trainer: Trainer, iteration: int, act: Callable[[], object]) -> Trainer:

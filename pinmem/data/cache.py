@@ -37,7 +37,7 @@ def fingerprint(paths: Iterable[Path], *more: Any) -> str:
 
 
 def write_beside(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file beside its place and rename it: whole or not there, whoever else writes it.
+    """Write a file beside its place and rename it: whole or absent, also while others write it.
 
     Raises:
         OSError: the folder is full or not writable; nothing is left.
