@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -136,7 +137,7 @@ class Report:
                 f"{images:.1f} images/s",
                 f"data {100 * self.waited / max(now - self.since, 1e-9):.0f}%",
                 f"{peak_memory() / 2**30:.2f} GiB peak",
-                f"ETA {_clock(self._left(iteration, now))}",
+                f"ETA {timedelta(seconds=int(self._left(iteration, now)))}",
                 *(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in totals.items()),
                 *([f"{skipped} skipped"] if skipped else []),
             ]
@@ -295,9 +296,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -143,7 +143,7 @@ def test_the_report_survives_every_file(tmp_path, capsys):
 
 
 def test_decoding_damage_is_said(tmp_path, capsys):
-    """Zeroed bytes in a JPEG: Pillow decodes something else and says nothing."""
+    """Zeroed bytes in a JPEG, which Pillow decodes to something else without an error."""
     smooth = np.add.outer(np.arange(64), np.arange(96))[:, :, None].repeat(3, 2).astype(np.uint8)
     path = write(tmp_path / "images/10k/val/a.jpg", smooth, quality=95)
     write(tmp_path / "labels/sem_seg/masks/val/a.png", target(0, (64, 96)))

@@ -77,7 +77,7 @@ class Encoding:
     def _by_palette(self, samples: np.ndarray, palette: np.ndarray) -> np.ndarray:
         by_index = self._table[:256]
         if (palette == np.arange(len(palette))[:, None]).all():
-            return _lookup(samples, by_index)  # grey of each index: the palette says nothing
+            return _lookup(samples, by_index)  # a grey per index, not colours
         by_color = np.full(256, _UNKNOWN, dtype=np.uint8)
         agreed = by_index.copy()
         for index, (red, green, blue) in enumerate(palette.tolist()):

@@ -1,4 +1,4 @@
-"""What a JPEG decoder warns of and then goes on: Pillow says nothing of it."""
+"""What a JPEG decoder warns of as it goes on, and Pillow does not pass along."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Backbone(nn.Module):
 
     def whitening_loss(self, whitened: Sequence[Tensor]) -> Tensor:
         """The loss on the `whitened` maps of a backbone that has some."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no whitening loss")
 
     def pretrained(self) -> nn.Module:
         """The part whose weights may come pretrained, which `Segmenter.freeze_backbone` freezes."""
