@@ -28,7 +28,7 @@ def scenes() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("streets")
-    assert generate(root, list(STYLES), {"train": 2, "val": 1}, SIZE, 7, 1) == (9, 0)
+    assert generate(root, list(STYLES), {"train": 2, "val": 1}, SIZE, 7, 1) == (12, 0)
     return root
 
 
@@ -84,7 +84,9 @@ def test_picture_follows_the_labels(scenes):
             border = target[:, 1:] != target[:, :-1]
             inside.append(step[~border].mean())
             across.append(step[border].mean())
-        assert np.mean(across) > 3 * np.mean(inside), domain
+        # At night a region is full of the sensor's noise.
+        factor = 1.8 if STYLES[domain].headlights else 3
+        assert np.mean(across) > factor * np.mean(inside), domain
 
 
 def test_the_bonnet_is_ignored_and_only_in_cityscapes(scenes):
@@ -176,7 +178,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"domains": ["gta"]}, "domains: expected some of gtav, synthia, cityscapes, got 'gta'"),
+        ({"domains": ["gta"]}, "domains: expected some of gtav, synthia, cityscapes, acdc, got 'gta'"),
         ({"counts": {"train": -1, "val": 0}}, "train: expected at least 0, got -1"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"workers": 0}, "workers: expected at least 1, got 0"),
@@ -210,7 +212,7 @@ def test_command_line(tmp_path, capsys):
     [
         (["--size", "512"], "expected WIDTHxHEIGHT, got '512'"),
         (["--size", "8x8"], "expected at least 32 pixels a side"),
-        (["--domains", "gtav,moon"], "expected some of gtav,synthia,cityscapes, got 'gtav,moon'"),
+        (["--domains", "gtav,moon"], "expected some of gtav,synthia,cityscapes,acdc, got 'gtav,moon'"),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
     ],
 )
@@ -225,11 +227,11 @@ def test_contact_sheet(tmp_path):
     path = tmp_path / "images" / "sheet.png"
     assert main(["--sheet", str(path), "--size", "64x32"]) == 0
     with Image.open(path) as sheet:
-        assert sheet.size == (4 * 64 + 3 * 4, 3 * 64 + 2 * 4)
+        assert sheet.size == (4 * 64 + 3 * 4, 4 * 64 + 3 * 4)
 
 
 def test_runs_as_a_module():
     command = [sys.executable, "-m", "pinmem.data.streets", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--domains" in done.stdout
-    assert "GTAV, SYNTHIA and Cityscapes" in " ".join(done.stdout.split())
+    assert "GTAV, SYNTHIA, Cityscapes and ACDC" in " ".join(done.stdout.split())

@@ -34,8 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pinmem.data.streets",
         description="Draw street scenes with exact labels and write them in the folders and "
-        "encodings of GTAV, SYNTHIA and Cityscapes, under ROOT/gtav, ROOT/synthia and "
-        "ROOT/cityscapes. What is already there is kept, so an interrupted run can be repeated.",
+        "encodings of GTAV, SYNTHIA, Cityscapes and ACDC (night), under ROOT/gtav, "
+        "ROOT/synthia, ROOT/cityscapes and ROOT/acdc. What is already there is kept, so an "
+        "interrupted run can be repeated.",
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--root", type=Path, help="parent of the domains' folders")

@@ -12,7 +12,7 @@ __all__ = ["develop"]
 
 
 def develop(painted: Array, style: Style, rng: np.random.Generator) -> Array:
-    """Lens blur, exposure, colour grading, vignette and sensor noise: uint8 [H, W, 3] -> same."""
+    """Headlights, blur, exposure, grading, vignette and noise: uint8 [H, W, 3] -> same."""
     height, width = painted.shape[:2]
     blurred = Image.fromarray(np.ascontiguousarray(painted)).filter(
         ImageFilter.GaussianBlur(style.blur)
@@ -23,9 +23,12 @@ def develop(painted: Array, style: Style, rng: np.random.Generator) -> Array:
     grey = 0.299 * colors[:, :, 0] + 0.587 * colors[:, :, 1] + 0.114 * colors[:, :, 2]
     colors = grey[:, :, None] + (colors - grey[:, :, None]) * np.float32(style.saturation)
     colors = 118 + (colors - 118) * np.float32(style.contrast)
+    v = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    u = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    if style.headlights:
+        spot = np.exp(-np.square(u / 0.5) - np.square((v - 0.35) / 0.4))
+        colors *= (1 + np.float32(style.headlights) * spot)[:, :, None]
     if style.vignette:
-        v = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-        u = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
         colors *= (1 - np.float32(style.vignette) * (u * u + v * v))[:, :, None]
     colors += np.float32(style.noise) * rng.standard_normal(colors.shape, dtype=np.float32)
     # A soft shoulder instead of a hard clip: highlights keep some of their colour.

@@ -1,11 +1,14 @@
-"""The three domains, which differ as GTAV, SYNTHIA and Cityscapes do.
+"""The four domains, which differ as GTAV, SYNTHIA, Cityscapes and ACDC do.
 
 GTAV: a sunny American city, wide roads, palms, saturated colours, hard shadows. SYNTHIA: clean
 synthetic surfaces under a plastic light, seen from higher up, many people. Cityscapes: narrow
 European streets on a grey day, parked cars, haze, muted colours, the own car's bonnet in view.
+ACDC: other such streets at night, few people, the sensor's noise, and what the headlights reach.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from pinmem.data.streets.style import Colors, Style
 
@@ -230,5 +233,32 @@ CITYSCAPES = Style(
     vignette=0.1,
 )  # fmt: skip
 
-STYLES: dict[str, Style] = {style.name: style for style in (GTAV, SYNTHIA, CITYSCAPES)}
+ACDC = replace(
+    CITYSCAPES,
+    name="acdc",
+    hood=False,
+    focal=(0.9, 1.05),
+    camera_height=(1.3, 1.5),
+    asphalt=(70, 72, 76),
+    people_every=18,
+    bikes_every=40,
+    sky_top=(16, 18, 30),
+    sky_low=(40, 36, 40),
+    clouds=(0.2, 0.8),
+    cloud_color=(46, 42, 46),
+    sun_strength=(0.0, 0.06),
+    ambient=(0.34, 0.5),
+    shadow=0.05,
+    visibility=(90, 260),
+    noise=3.0,
+    blur=0.9,
+    contrast=1.1,
+    saturation=0.85,
+    gain=(0.95, 1.5),
+    tint=(1.08, 1.0, 0.88),
+    vignette=0.25,
+    headlights=1.2,
+)
+
+STYLES: dict[str, Style] = {style.name: style for style in (GTAV, SYNTHIA, CITYSCAPES, ACDC)}
 """The domains by name, which is also the name of the layout their files are written in."""

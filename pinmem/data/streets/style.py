@@ -89,3 +89,4 @@ class Style:
     gain: Range
     tint: Color
     vignette: float
+    headlights: float = 0  # how much brighter the road in front of the own car is

@@ -63,6 +63,10 @@ def _synthia_label(target: Array) -> bytes:
     return encode_png16(samples, _COMPRESSION)
 
 
+def _train_ids(target: Array) -> bytes:
+    return _encode(Image.fromarray(target))
+
+
 def _cityscapes_label(target: Array) -> bytes:
     return _encode(Image.fromarray(_LABEL_IDS[target]))
 
@@ -119,6 +123,12 @@ WRITERS: dict[str, Writer] = {
         "leftImg8bit/{split}/streets/streets_{number:06d}_000000_leftImg8bit.png",
         "gtFine/{split}/streets/streets_{number:06d}_000000_gtFine_labelIds.png",
         _cityscapes_label,
+        _SPLITS,
+    ),
+    "acdc": Writer(
+        "rgb_anon/night/{split}/streets/streets_frame_{number:06d}_rgb_anon.png",
+        "gt/night/{split}/streets/streets_frame_{number:06d}_gt_labelTrainIds.png",
+        _train_ids,
         _SPLITS,
     ),
 }
