@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Each test process stays on one thread; tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: venv build test pytest lint format train sanitize \
+.PHONY: venv build test pytest lint format train study sanitize \
 	packaging-check torch-check headers-check gpu-check kill-check clean
 
 venv: $(VENV)/.installed
@@ -21,7 +21,7 @@ FOR_A_RUN = PINMEM_REQUIRE_CUDA=$(if $(shell nvidia-smi -L 2>/dev/null),,0) MAX_
 $(VENV)/.runs: pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	test -e $(VENV)/.installed || { $(PY) -m pip install -q 'torch>=2.10' torchvision && \
-		$(FOR_A_RUN) $(PY) -m pip install -q -e .; }
+		$(FOR_A_RUN) $(PY) -m pip install -q -e '.[study]'; }
 	@touch $@
 
 # torch first: then building takes its headers from here, and no second copy is fetched for that.
@@ -60,8 +60,16 @@ format: venv
 train: $(VENV)/.runs
 	if test -e $(VENV)/.installed; then $(MAKE) build; \
 		else $(FOR_A_RUN) $(PY) setup.py -q build_ext --inplace; fi
-	$(PY) -m pinmem.data.streets --root data/streets
+	$(PY) -m examples.imagenet --out data/efficientnet_lite0.safetensors
+	$(PY) -m pinmem.data.streets --root data/streets --train 120 --val 20 --domains gtav,synthia
+	$(PY) -m pinmem.data.streets --root data/streets --train 0 --val 20 --domains cityscapes,acdc
 	$(PY) -m pinmem.train --config configs/default.yaml --overwrite true
+
+# Four modes and what each part gives, seed by seed: hours; what is done is not done again.
+study: build
+	$(PY) -m examples.imagenet --out data/efficientnet_lite0.safetensors
+	$(PY) -m pinmem.data.streets --root data/streets --train 120 --val 20
+	$(PY) -m examples.study
 
 # A small run is killed at random moments and resumed, and ends bitwise as one left alone.
 KILLS ?= 100

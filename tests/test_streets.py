@@ -178,7 +178,10 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"domains": ["gta"]}, "domains: expected some of gtav, synthia, cityscapes, acdc, got 'gta'"),
+        (
+            {"domains": ["gta"]},
+            "domains: expected some of gtav, synthia, cityscapes, acdc, got 'gta'",
+        ),
         ({"counts": {"train": -1, "val": 0}}, "train: expected at least 0, got -1"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"workers": 0}, "workers: expected at least 1, got 0"),
@@ -212,7 +215,10 @@ def test_command_line(tmp_path, capsys):
     [
         (["--size", "512"], "expected WIDTHxHEIGHT, got '512'"),
         (["--size", "8x8"], "expected at least 32 pixels a side"),
-        (["--domains", "gtav,moon"], "expected some of gtav,synthia,cityscapes,acdc, got 'gtav,moon'"),
+        (
+            ["--domains", "gtav,moon"],
+            "expected some of gtav,synthia,cityscapes,acdc, got 'gtav,moon'",
+        ),
         (["--workers", "0"], "--workers: expected at least 1, got 0"),
     ],
 )

@@ -1,0 +1,1 @@
+"""What memory and meta-learning give on domains never seen: ``python -m examples.study``."""

@@ -1,0 +1,207 @@
+"""One run of the study and what is measured at its end, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+import pinmem
+from examples.study.cells import CELLS
+from pinmem import ops
+from pinmem.config import TrainConfig
+from pinmem.evaluate import confusion_of, score
+from pinmem.memory import ClassMemory
+from pinmem.meta import gather_domains
+from pinmem.passes import Passes, evaluating
+from pinmem.recompute import frozen_statistics, parameters_as
+from pinmem.step import loss_weights_of
+from pinmem.train import Trainer
+
+CONFIG = Path("configs/default.yaml")
+_GRADIENT_BATCHES = 8
+
+
+def folder_of(out: Path, cell: str, seed: int) -> Path:
+    """Where a run lies."""
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in cell.replace(" / ", "-"))
+    return out / name / str(seed)
+
+
+def run(cell: str, seed: int, out: Path) -> dict[str, Any]:
+    """Train, or go on, and measure; the result is in ``result.json`` of the run's folder."""
+    folder = folder_of(out, cell, seed)
+    config = config_of(cell, seed, folder)
+    began, cpu = time.perf_counter(), time.process_time()
+    trainer = Trainer(config)
+    if trainer.model.memory is not None and CELLS[cell].attention != 1:
+        sharpen(trainer.model.memory, CELLS[cell].attention)
+    resumed = trainer.iteration
+    scores = trainer.fit()
+    result: dict[str, Any] = {
+        "cell": cell,
+        "seed": seed,
+        "changes": CELLS[cell].changes,
+        "attention": CELLS[cell].attention,
+        "miou": scores,
+        "start": trainer.start_scores,
+        "curves": list(_curves(folder)),
+        # Of the whole run, validation included; none where it was taken up again.
+        "seconds": None if resumed else time.perf_counter() - began,
+        "cpu_seconds": None if resumed else time.process_time() - cpu,
+        "memory": _memory(trainer),
+        "gradients": _gradients(trainer) if config.meta else {},
+        "versions": {"pinmem": pinmem.__version__, "torch": torch.__version__},
+    }
+    beside = folder / ".result.json.part"
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(beside, folder / "result.json")
+    return result
+
+
+def config_of(cell: str, seed: int, folder: Path) -> TrainConfig:
+    """The default run with what the cell changes; a bare name is a domain of the default's."""
+    options = yaml.safe_load(CONFIG.read_text())
+    domains = {text.partition("=")[0]: text for text in options["sources"] + options["unseen"]}
+    options |= CELLS[cell].changes
+    options["sources"] = [domains.get(text, text) for text in options["sources"]]
+    options["unseen"] = [t for t in domains.values() if t not in options["sources"]]
+    return TrainConfig(
+        **options | {
+            "out": str(folder), "seed": seed, "resume": True, "threads": 1, "workers": 0,
+            "page_images": 0, "validate_every": 40,
+        }
+    )  # fmt: skip
+
+
+def sharpen(memory: ClassMemory, temperature: float) -> None:
+    """Divide the scores by a temperature before the softmax, in plain PyTorch."""
+
+    def read(query: Tensor, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        slots = memory.memory if slots is None else slots
+        unit = F.normalize(query, dim=1)
+        scores = torch.einsum("bchw,kc->bkhw", unit, slots.to(unit.dtype))
+        attention = (scores / temperature).softmax(dim=1)
+        readout = torch.einsum("bkhw,kc->bchw", attention, slots.to(unit.dtype))
+        projected = memory.project(torch.cat([unit, readout], dim=1))
+        return F.relu(memory.project_norm(projected)), scores
+
+    memory.read = read  # type: ignore[method-assign]
+
+
+def _curves(folder: Path) -> Iterator[dict[str, Any]]:
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        scores = {k.removeprefix("miou/"): v for k, v in row.items() if k.startswith("miou/")}
+        if scores:
+            iou = {k.removeprefix("iou/"): v for k, v in row.items() if k.startswith("iou/")}
+            yield {"iteration": row["iteration"], "miou": scores, "iou": iou}
+
+
+@torch.no_grad()
+def _memory(trainer: Trainer) -> dict[str, Any]:
+    """Whether the memory carries anything, and how it is read; nothing without one."""
+    model, slots = trainer.model, trainer.model.memory
+    if slots is None:
+        return {}
+    full = slots.memory.clone()
+    unit = F.normalize(full, dim=1)
+    found: dict[str, Any] = {"similarity": _off_diagonal(unit @ unit.T)}
+    slots.store(full.mean(0, keepdim=True).expand_as(full))
+    found["miou with the slots' mean"] = {
+        name: score(confusion_of(model, dataset, workers=0)).miou
+        for name, dataset in trainer.validation.items()
+    }
+    slots.store(full)
+    means: dict[str, tuple[Tensor, Tensor]] = {}
+    with evaluating(model):
+        for name, dataset in trainer.validation.items():
+            total: dict[str, float] = {}
+            sums = [torch.zeros_like(full), torch.zeros_like(full[:, 0])]
+            for index in range(len(dataset)):  # type: ignore[arg-type]
+                image, labels = dataset[index]
+                output = model(image[None])
+                assert output.scores is not None
+                more = ops.class_sums(output.query, labels[None], len(full))
+                sums = [a + b for a, b in zip(sums, more, strict=True)]
+                for key, value in _reading(output.scores, output.logits, labels).items():
+                    total[key] = total.get(key, 0) + value
+            found[name] = {
+                "own slot is the nearest": total["nearest"] / total["pixels"],
+                "attention on the own slot": total["attention"] / total["pixels"],
+                "own slot is the nearest, at mistakes": total["saved"] / total["mistakes"],
+            }
+            means[name] = F.normalize(sums[0], dim=1), sums[1] > 0
+    found["class means and slots"] = {
+        name: float((mean * unit).sum(1)[seen].mean()) for name, (mean, seen) in means.items()
+    }
+    names = list(means)
+    found["class means of two domains"] = {
+        f"{a}, {b}": float((means[a][0] * means[b][0]).sum(1)[means[a][1] & means[b][1]].mean())
+        for i, a in enumerate(names)
+        for b in names[:i]
+    }
+    return found
+
+
+def _reading(scores: Tensor, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """At the labelled pixels of an image: where attention goes, where the network is wrong."""
+    size = scores.shape[2:]
+    small = F.interpolate(labels[None, None].double(), size=size, mode="nearest").long().flatten()
+    counted = small != 255
+    truth = small[counted]
+    flat = scores.flatten(2)[0].T[counted]
+    decided = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+    wrong = decided.flatten(2)[0].T[counted].argmax(1) != truth
+    nearest = flat.argmax(1) == truth
+    return {
+        "pixels": len(truth),
+        "nearest": int(nearest.sum()),
+        "attention": float(flat.softmax(1).gather(1, truth[:, None]).sum()),
+        "mistakes": int(wrong.sum()),
+        "saved": int((nearest & wrong).sum()),
+    }
+
+
+def _gradients(trainer: Trainer) -> dict[str, float]:
+    """What the inner step moves and how inner and outer gradients lie, over some batches."""
+    model, config = trainer.model, trainer.config
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    passes = Passes(model, loss_weights_of(config))
+    rate = config.lr / 4
+    rows = []
+    draws = iter(trainer.batches.for_memory())
+    for index, (images, labels) in zip(range(_GRADIENT_BATCHES), draws, strict=False):
+        images = trainer.batches.augment_for_memory(images, index)
+        train = gather_domains(images, labels, [index % 2])
+        test = gather_domains(images, labels, [1 - index % 2])
+        with frozen_statistics(model):
+            _, inner = passes.gradients(train, parameters)
+            before, outer = passes.gradients(test, parameters, write=False)
+            moved = [p.detach() - rate * g for p, g in zip(parameters, inner, strict=True)]
+            with parameters_as(model, dict(zip(named, moved, strict=True))), torch.no_grad():
+                after = passes.losses(test, write=False)
+        flat = [torch.cat([g.flatten() for g in grads]) for grads in (inner, outer)]
+        rows.append(
+            {
+                "cosine of inner and outer": float(F.cosine_similarity(*flat, dim=0)),
+                "norm, inner": float(flat[0].norm()),
+                "norm, outer": float(flat[1].norm()),
+                "outer loss": float(before.total),
+                "outer loss after an inner step at a quarter of the rate": float(after.total),
+            }
+        )
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def _off_diagonal(matrix: Tensor) -> float:
+    return float((matrix.sum() - matrix.trace()) / (matrix.numel() - len(matrix)))
