@@ -46,6 +46,7 @@ class TrainConfig:
         statistics: folder of the class statistics that class_uniform draws from, made by
             ``python -m pinmem.data.check --statistics`` or at the start of a run.
         cache: folder in which decoded pairs of the sources are kept, 4 bytes a pixel.
+        optimizer: ``sgd``: torch's fused one; ``apex_sgd``: that of NVIDIA's apex, on a GPU.
         lr: rate of the optimiser.
         momentum: of the optimiser.
         weight_decay: of the optimiser.
@@ -114,6 +115,7 @@ class TrainConfig:
     class_uniform: float = field(default=0.0, metadata=_FIXED)
     statistics: str | None = None
     cache: str | None = None
+    optimizer: Literal["sgd", "apex_sgd"] = field(default="sgd", metadata=_FIXED)
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 import pinmem
 from pinmem import backends, ops
+from pinmem.extras import apex_state
 
 
 def versions() -> dict[str, str]:
@@ -23,19 +23,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     found["CUDA of torch"] = torch.version.cuda or "none"
-    found["apex"] = _apex()
+    found["apex"] = apex_state()
     return found
-
-
-def _apex() -> str:
-    """NVIDIA's apex has ``apex.optimizers``; the package of that name on PyPI does not."""
-    spec = find_spec("apex")
-    if spec is None:
-        return "not installed (optional)"
-    roots = list(spec.submodule_search_locations or [])
-    if any((Path(root) / "optimizers").is_dir() for root in roots):
-        return "NVIDIA's"
-    return "installed, but not NVIDIA's (another package of that name): not used"
 
 
 def device_name(device: str) -> str:

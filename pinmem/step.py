@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pinmem.config import TrainConfig
+from pinmem.extras import NVIDIA, apex_state, optional
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
 from pinmem.meta import gather_domains, joint_step, mldg_step
@@ -43,14 +44,21 @@ def compile_parts(model: Segmenter) -> None:
 
 
 def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimizer:
-    """The optimiser of a run."""
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    """The optimiser of a run.
+
+    Raises:
+        ValueError: ``apex_sgd`` without NVIDIA's apex, or for a network that is not on a GPU.
+    """
+    how = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), **how, fused=True)
+    apex = apex_state()
+    if apex != NVIDIA:
+        raise ValueError(f"optimizer: got apex_sgd, which is NVIDIA's apex; apex: {apex}")
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise ValueError(f"optimizer: got apex_sgd on {device}, expected a GPU")
+    return optional("apex.optimizers", "apex", "apex_sgd").FusedSGD(model.parameters(), **how)
 
 
 def iterate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import shutil
@@ -245,3 +246,20 @@ def test_evaluate_needs_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(EvaluateConfig, ["--dataset", "gtav=x"])
     assert_one_line(capsys, "checkpoint")
+
+
+def test_apex_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the package index calls apex has no optimisers; NVIDIA's has none for the CPU."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    config = TrainConfig(**tiny_run(tmp_path / "run", optimizer="apex_sgd"))
+    with pytest.raises(ValueError, match=r"optimizer: got apex_sgd.*not installed"):
+        Trainer(config)
+    package = tmp_path / "site" / "apex"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"optimizer: got apex_sgd.*not NVIDIA's"):
+        Trainer(config)
+    (package / "optimizers").mkdir()
+    with pytest.raises(ValueError, match="optimizer: got apex_sgd on cpu, expected a GPU"):
+        Trainer(config)
