@@ -11,7 +11,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 # Each test process stays on one thread; tests of threading set their own number.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: venv build test pytest lint format train study sanitize \
+.PHONY: venv build test pytest lint docs format train study sanitize \
 	packaging-check torch-check headers-check gpu-check kill-check clean
 
 venv: $(VENV)/.installed
@@ -40,7 +40,7 @@ build: venv
 
 # The newest headers are those that build has just compiled with.
 test: HEADERS = 2.10 2.11
-test: build headers-check pytest lint
+test: build headers-check pytest lint docs
 
 pytest: build
 	$(PYTEST) -n $(JOBS)
@@ -50,6 +50,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# Strict: a broken link or an undocumented name fails.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -38,8 +38,12 @@ CELLS: dict[str, Cell] = {
     "joint, 480 iterations": Cell({"mode": "joint", "lr": JOINT_LR, "iterations": 480}, seeds=1),
     "memory-mldg, 480 iterations": Cell({"iterations": 480}, seeds=1),
     # How far apart the domains are: the unseen ones learnt from.
-    "joint on cityscapes": Cell({"mode": "joint", "lr": JOINT_LR, "sources": ["cityscapes"], "batch_size": 8}),
-    "joint on acdc": Cell({"mode": "joint", "lr": JOINT_LR, "sources": ["acdc"], "batch_size": 8}),
+    **{
+        f"joint on {domain}": Cell(
+            {"mode": "joint", "lr": JOINT_LR, "sources": [domain], "batch_size": 8}
+        )
+        for domain in ("cityscapes", "acdc")
+    },
     # What each part gives.
     "second order": Cell({"meta_order": 2}),
     "Gumbel noise": Cell({"gumbel": True}),
