@@ -13,7 +13,7 @@ from pathlib import Path
 
 from examples.study import report
 from examples.study.cells import CELLS
-from examples.study.run import folder_of, run
+from examples.study.run import file_name, run
 
 Job = tuple[str, int]
 
@@ -25,13 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cells", nargs="+", default=list(CELLS), metavar="CELL", help="default: all"
     )
     parser.add_argument("--seeds", type=int, help="at most so many of each cell")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="runs/study")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="the runs' folders")
+    parser.add_argument(
+        "--results", type=Path, default=report.RESULTS, help="a JSON file per run; kept if there"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--document", type=Path, default=report.DOCUMENT, help="whose tables")
     parser.add_argument("--run", nargs=2, metavar=("CELL", "SEED"), help="one run, in this process")
     options = parser.parse_args(arguments)
     if options.run:
-        run(options.run[0], int(options.run[1]), options.out)
+        run(options.run[0], int(options.run[1]), options.out, options.results)
         return 0
     if unknown := [cell for cell in options.cells if cell not in CELLS]:
         parser.error(f"--cells: expected some of {', '.join(CELLS)}, got {unknown[0]!r}")
@@ -43,22 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cell in options.cells
         if seed < CELLS[cell].seeds
     ]
-    missing = [job for job in jobs if not (folder_of(options.out, *job) / "result.json").exists()]
+    missing = [job for job in jobs if not (options.results / f"{file_name(*job)}.json").exists()]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them already there", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        failed = [job for job in pool.map(lambda job: _run(job, options.out), missing) if job]
-    report.write(options.out, options.document)
+        failed = [job for job in pool.map(lambda job: _run(job, options), missing) if job]
+    report.write(options.results, options.document)
     return 1 if failed else 0
 
 
-def _run(job: Job, out: Path) -> Job | None:
+def _run(job: Job, options: argparse.Namespace) -> Job | None:
     """One run in a process of its own, on one thread; the job if it failed."""
     cell, seed = job
     began = time.monotonic()
-    folder = folder_of(out, cell, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log = folder.with_name(f"{seed}.txt")
-    command = [sys.executable, "-m", "examples.study", "--run", cell, str(seed), "--out", str(out)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / f"{file_name(*job)}.txt"
+    command = [sys.executable, "-m", "examples.study", "--run", cell, str(seed)]
+    command += ["--out", str(options.out), "--results", str(options.results)]
     with log.open("w") as file:
         done = subprocess.run(
             command,

@@ -15,11 +15,12 @@ Result = dict[str, Any]
 Results = dict[str, list[Result]]
 
 DOCUMENT = Path("docs/study.md")
+RESULTS = Path("examples/study/results")
 BEGIN = "<!-- Written by `python -m examples.study`, not by hand. -->"
 END = "<!-- End. -->"
 
 
-def write(out: Path, document: Path) -> None:
+def write(folder: Path, document: Path) -> None:
     """Replace what stands between the document's markers, and draw its curves.
 
     Raises:
@@ -29,9 +30,9 @@ def write(out: Path, document: Path) -> None:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{document}: expected one line '{BEGIN}' and one '{END}'")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    results = load(out)
+    results = load(folder)
     if not any(mode in results for mode in MODES):
-        raise ValueError(f"{out}: expected runs of {', '.join(MODES)}, got none")
+        raise ValueError(f"{folder}: expected runs of {', '.join(MODES)}, got none")
     curves = document.parent / "images" / "study-curves.svg"
     draw(results, curves)
     parts = [part for section in SECTIONS for part in section(results)]
@@ -41,9 +42,9 @@ def write(out: Path, document: Path) -> None:
     )
 
 
-def load(out: Path) -> Results:
+def load(folder: Path) -> Results:
     """The results by cell, in the order of the table of cells and of seeds."""
-    found = [json.loads(file.read_text()) for file in out.glob("*/*/result.json")]
+    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
     found.sort(key=lambda result: result["seed"])
     return {cell: rows for cell in CELLS if (rows := [r for r in found if r["cell"] == cell])}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,15 +31,14 @@ CONFIG = Path("configs/default.yaml")
 _GRADIENT_BATCHES = 8
 
 
-def folder_of(out: Path, cell: str, seed: int) -> Path:
-    """Where a run lies."""
-    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in cell.replace(" / ", "-"))
-    return out / name / str(seed)
+def file_name(cell: str, seed: int) -> str:
+    """Of the folder and the result of a run."""
+    return "-".join(re.findall(r"[\w.]+", f"{cell} {seed}"))
 
 
-def run(cell: str, seed: int, out: Path) -> dict[str, Any]:
-    """Train, or go on, and measure; the result is in ``result.json`` of the run's folder."""
-    folder = folder_of(out, cell, seed)
+def run(cell: str, seed: int, out: Path, results: Path) -> None:
+    """Train in a folder under ``out``, or go on there; measure, and write the result."""
+    folder = out / file_name(cell, seed)
     config = config_of(cell, seed, folder)
     began, cpu = time.perf_counter(), time.process_time()
     trainer = Trainer(config)
@@ -61,10 +61,10 @@ def run(cell: str, seed: int, out: Path) -> dict[str, Any]:
         "gradients": _gradients(trainer) if config.meta else {},
         "versions": {"pinmem": pinmem.__version__, "torch": torch.__version__},
     }
-    beside = folder / ".result.json.part"
+    results.mkdir(parents=True, exist_ok=True)
+    beside = results / f".{file_name(cell, seed)}.part"
     beside.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(beside, folder / "result.json")
-    return result
+    os.replace(beside, results / f"{file_name(cell, seed)}.json")
 
 
 def config_of(cell: str, seed: int, folder: Path) -> TrainConfig:
