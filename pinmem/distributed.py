@@ -1,0 +1,173 @@
+"""Several processes that train as one, each with its share of every batch's images: ranks.
+
+Whatever is a sum over images (class sums, the statistics of batch normalisation, gradients) is
+summed over all of them, so that N ranks are one. Sums are bitwise the same on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+BUCKET = 25 * 2**20  # bytes of gradients that are sent together, as DDP does
+# One that died is noticed at once; this is for those that wait, for pictures of a validation say.
+_TIMEOUT = timedelta(minutes=30)
+
+
+class RankLost(ConnectionError):
+    """Another rank ended, or the way to it."""
+
+
+class Ranks:
+    """This process and the others of its group, which is torch.distributed's default one.
+
+    Args:
+        rank: of this process, from 0.
+        size: how many there are.
+        images: of each domain in this rank's part of a batch; None: a batch is of one domain.
+
+    Attributes:
+        bytes: payload of all sums and broadcasts so far.
+    """
+
+    def __init__(self, rank: int, size: int, images: int | None = None) -> None:
+        self.rank, self.size, self.images = rank, size, images
+        self.bytes = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, the one that writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of ``count`` items, in order, are this rank's."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks; differentiable in any order."""
+        return _Sum.apply(self, tensor)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The same without a graph."""
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._wait(self._reduce(total))
+        return total
+
+    def totals(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over all ranks of many tensors, such as gradients; sent in buckets, no graph."""
+        buckets: list[list[int]] = []
+        sizes: dict[torch.dtype, int] = {}
+        last: dict[torch.dtype, list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            dtype, size = tensor.dtype, tensor.numel() * tensor.element_size()
+            if dtype not in last or sizes[dtype] + size > BUCKET:
+                last[dtype], sizes[dtype] = [], 0
+                buckets.append(last[dtype])
+            last[dtype].append(index)
+            sizes[dtype] += size
+        sent = []
+        for bucket in buckets:
+            flat = torch.cat([tensors[index].detach().reshape(-1) for index in bucket])
+            sent.append((flat, self._reduce(flat)))
+        found = [torch.empty_like(tensor) for tensor in tensors]
+        for bucket, (flat, work) in zip(buckets, sent, strict=True):
+            self._wait(work)
+            parts = flat.split([found[index].numel() for index in bucket])
+            for index, part in zip(bucket, parts, strict=True):
+                found[index].copy_(part.view(found[index].shape))
+        return found
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers: what they agree on. Waits for no GPU."""
+        value = torch.tensor(number)
+        self._wait(self._call(dist.all_reduce, value, dist.ReduceOp.MAX))
+        return int(value)
+
+    def as_first(self, tensors: Sequence[Tensor]) -> None:
+        """Put rank 0's values in place."""
+        for tensor in tensors:
+            flat = tensor.detach().contiguous()
+            self._wait(self._call(dist.broadcast, flat, 0))
+            if not self.first:
+                tensor.detach().copy_(flat)
+
+    @contextlib.contextmanager
+    def one_ahead(self) -> Iterator[None]:
+        """Each machine's first rank goes through alone, to fetch or make what the others find."""
+        ahead = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        if not ahead:
+            self.largest(0)
+        yield
+        if ahead:
+            self.largest(0)
+
+    def _reduce(self, tensor: Tensor) -> dist.Work:
+        return self._call(dist.all_reduce, tensor)
+
+    def _call(self, collective: Any, tensor: Tensor, *how: Any) -> dist.Work:
+        self.bytes += tensor.numel() * tensor.element_size()
+        try:
+            return collective(tensor, *how, async_op=True)
+        except RuntimeError as error:
+            raise self._lost(error) from None
+
+    def _wait(self, work: dist.Work) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: RuntimeError) -> RankLost:
+        return RankLost(f"rank {self.rank} lost another one: {str(error).splitlines()[0]}")
+
+
+class _Sum(Function):
+    """The gradient of a sum over ranks is the sum of their gradients: it is its own backward."""
+
+    @staticmethod
+    def forward(ctx: Any, ranks: Ranks, tensor: Tensor) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.total(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return None, _Sum.apply(ctx.ranks, cotangent)
+
+
+# Those that are entered; not of a thread, since a GPU's backward pass runs in one of its own.
+entered: list[Any] = []
+
+
+def active() -> Ranks | None:
+    """The ranks that share the pass that runs now, see :class:`pinmem.whole_batch.WholeBatch`."""
+    return entered[-1].ranks if entered else None
+
+
+def join(device: torch.device) -> Ranks | None:
+    """The ranks that torchrun started; None where this process is alone.
+
+    Args:
+        device: this rank's; its tensors go through NCCL on a GPU, those of the CPU through gloo.
+    """
+    if not dist.is_available():
+        return None
+    if not dist.is_initialized():
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return None
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=_TIMEOUT)
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+            raise RankLost(f"rank {os.environ['RANK']} did not find the others: {text}") from None
+    if dist.get_world_size() == 1:
+        return None
+    return Ranks(dist.get_rank(), dist.get_world_size())
