@@ -99,16 +99,6 @@ class Ranks:
             if not self.first:
                 tensor.detach().copy_(flat)
 
-    @contextlib.contextmanager
-    def one_ahead(self) -> Iterator[None]:
-        """Each machine's first rank goes through alone, to fetch or make what the others find."""
-        ahead = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
-        if not ahead:
-            self.largest(0)
-        yield
-        if ahead:
-            self.largest(0)
-
     def _reduce(self, tensor: Tensor) -> dist.Work:
         return self._call(dist.all_reduce, tensor)
 
@@ -151,23 +141,46 @@ def active() -> Ranks | None:
     return entered[-1].ranks if entered else None
 
 
-def join(device: torch.device) -> Ranks | None:
-    """The ranks that torchrun started; None where this process is alone.
+@contextlib.contextmanager
+def one_ahead(ranks: Ranks | None) -> Iterator[None]:
+    """Each machine's first rank goes through alone, to fetch or make what the others find."""
+    if ranks is None:
+        yield
+        return
+    ahead = int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
+    if not ahead:
+        ranks.largest(0)
+    yield
+    if ahead:
+        ranks.largest(0)
+
+
+def started() -> int:
+    """How many ranks torchrun started, or whatever sets RANK and WORLD_SIZE as it does; 1: none."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def join(device: torch.device, images: int) -> Ranks:
+    """Meet the other ranks that were started.
 
     Args:
         device: this rank's; its tensors go through NCCL on a GPU, those of the CPU through gloo.
+        images: of each domain in this rank's part of a batch.
+
+    Raises:
+        RankLost: they were not found.
     """
-    if not dist.is_available():
-        return None
     if not dist.is_initialized():
-        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=_TIMEOUT)
         except RuntimeError as error:
             text = str(error).splitlines()[0]
             raise RankLost(f"rank {os.environ['RANK']} did not find the others: {text}") from None
-    if dist.get_world_size() == 1:
-        return None
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Ranks(dist.get_rank(), dist.get_world_size(), images)
+
+
+def leave() -> None:
+    """Part from the other ranks, where there are any; at the end of a run that went well."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pinmem.config import TrainConfig
+from pinmem.distributed import Ranks
 from pinmem.extras import NVIDIA, apex_state, optional
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
@@ -34,6 +36,15 @@ def loss_weights_of(config: TrainConfig) -> LossWeights:
         config.classification_weight,
         config.whitening_weight,
     )
+
+
+def rate_of(config: TrainConfig, iteration: int) -> float:
+    """The optimiser's rate at an iteration."""
+    if config.schedule == "exp":
+        return config.lr * math.exp(-9 * iteration / 120_000)
+    if config.schedule == "poly":
+        return config.lr * (1 - min(iteration / config.iterations, 1)) ** 0.9
+    return config.lr
 
 
 def compile_parts(model: Segmenter) -> None:
@@ -70,6 +81,7 @@ def iterate(
     split: tuple[list[int], list[int]],
     inner_lr: float,
     scale: LossScale | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Losses]:
     """The step that the options ask for.
 
@@ -82,6 +94,7 @@ def iterate(
         split: meta-train and meta-test domains; where the mode has no split, all and none.
         inner_lr: rate of the inner step.
         scale: of the losses, in float16.
+        ranks: that share the batch; images and labels are this one's.
     """
     train, test = split
     weights = loss_weights_of(config)
@@ -90,6 +103,7 @@ def iterate(
         "scale": scale,
         "accumulate": config.accumulate,
         "checkpoint": config.checkpoint_activations,
+        "ranks": ranks,
     }
     if not config.meta:
         batch = gather_domains(images, labels, train)

@@ -64,10 +64,10 @@ class WholeBatch(TorchFunctionMode):
     ) -> Tensor:
         if not training or p == 0:
             return func(input, p, training, inplace)
-        shape = input
-        if func is not F.dropout:  # one number a channel
-            shape = input[(..., *[slice(1)] * (input.ndim - 2))]
-        noise = self._own(func(self._whole(shape), p, True, False))
+        drawn = input
+        if func is not F.dropout:  # one number for a channel
+            drawn = input.new_empty((*input.shape[:2], *[1] * (input.ndim - 2)))
+        noise = self._own(func(self._whole(drawn), p, True, False))
         return input.mul_(noise) if inplace else input * noise
 
     def _whole(self, part: Tensor) -> Tensor:
