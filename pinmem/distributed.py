@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,10 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed.rendezvous import rendezvous
 
 BUCKET = 25 * 2**20  # bytes of gradients that are sent together, as DDP does
 # One that died is noticed at once; this is for those that wait, for pictures of a validation say.
 _TIMEOUT = timedelta(minutes=30)
+_PATIENCE = timedelta(seconds=3)  # with a place where a rank is no more
 
 
 class RankLost(ConnectionError):
@@ -116,7 +120,7 @@ class Ranks:
             raise self._lost(error) from None
 
     def _lost(self, error: RuntimeError) -> RankLost:
-        return RankLost(f"rank {self.rank} lost another one: {str(error).splitlines()[0]}")
+        return RankLost(f"rank {self.rank} lost another one: {_reason(error)}")
 
 
 class _Sum(Function):
@@ -172,12 +176,43 @@ def join(device: torch.device, images: int) -> Ranks:
     """
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        rank, size = int(os.environ["RANK"]), started()
         try:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            dist.init_process_group(
+                backend, store=_store(rank, size), rank=rank, world_size=size, timeout=_TIMEOUT
+            )
         except RuntimeError as error:
-            text = str(error).splitlines()[0]
-            raise RankLost(f"rank {os.environ['RANK']} did not find the others: {text}") from None
+            raise RankLost(f"rank {rank} did not find the others: {_reason(error)}") from None
     return Ranks(dist.get_rank(), dist.get_world_size(), images)
+
+
+def _store(rank: int, size: int) -> dist.Store:
+    """Where the ranks find each other.
+
+    torchrun's own outlives those that died: ranks that are started again would find their addresses
+    in it. So it only says where the first rank has a new one.
+    """
+    torchruns, _, _ = next(rendezvous("env://", rank, size, timeout=_TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return torchruns
+    host, key = os.environ["MASTER_ADDR"], "pinmem/port"
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+        torchruns.set(key, str(store.port))
+        return store
+    give_up = time.monotonic() + _TIMEOUT.total_seconds()
+    while True:
+        port = int(torchruns.get(key))  # waits for it
+        try:
+            return dist.TCPStore(host, port, size, is_master=False, timeout=_PATIENCE)
+        except RuntimeError:  # that of a rank that died
+            if time.monotonic() > give_up:
+                raise
+
+
+def _reason(error: RuntimeError) -> str:
+    """What gloo or NCCL say, without a place in their code and advice."""
+    return re.sub(r"\[[^ ]*\.cc:\d+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def leave() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +21,16 @@ def take_place(config: TrainConfig) -> tuple[torch.device, Ranks | None]:
     """This rank's device and the ranks it belongs to; None where the process is alone.
 
     Args:
-        config: validated.
+        config: validated. A run that torchrun started again, after a rank died, is told to resume.
 
     Raises:
         ValueError: an option does not go with so many ranks, or this one has no GPU of its own.
         RankLost: the others were not found.
     """
     device, size = pick_device(config.device), started()
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if size == 1:
+        _resume(config, restarts)
         return device, None
     parts = size * config.accumulate
     if config.batch_size % parts:
@@ -49,14 +50,15 @@ def take_place(config: TrainConfig) -> tuple[torch.device, Ranks | None]:
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    return device, join(device, config.batch_size // size)
+    ranks = join(device, config.batch_size // size)
+    # Machines count their own.
+    _resume(config, ranks.largest(restarts))
+    return device, ranks
 
 
-def of_restart(config: TrainConfig) -> TrainConfig:
-    """The options of a run that torchrun started again after a rank died: it goes on."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
-        return config
-    return replace(config, resume=True, overwrite=False)
+def _resume(config: TrainConfig, restarts: int) -> None:
+    if restarts:
+        config.resume, config.overwrite = True, False
 
 
 def check_folder(ranks: Ranks, out: Path, resumed: bool) -> None:

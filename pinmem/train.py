@@ -21,7 +21,7 @@ from pinmem.distributed import leave, one_ahead
 from pinmem.evaluate import Score, confusion_of, score
 from pinmem.extras import optional
 from pinmem.health import Watch
-from pinmem.launch import Silent, check_folder, of_restart, take_place
+from pinmem.launch import Silent, check_folder, take_place
 from pinmem.losses import Losses
 from pinmem.meta import gather_domains
 from pinmem.passes import Batch
@@ -265,8 +265,7 @@ def main() -> None:
         from pinmem import plan
 
         return plan.main(sys.argv[1:])
-    options = parse(TrainConfig, program="python -m pinmem.train", epilog=_PLAN)
-    Trainer(of_restart(options)).fit()
+    Trainer(parse(TrainConfig, program="python -m pinmem.train", epilog=_PLAN)).fit()
     leave()
 
 

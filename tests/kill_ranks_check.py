@@ -66,6 +66,7 @@ def _begin(options: dict[str, Any], rank: int, size: int, port: int) -> int:
         )
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)  # pytest has its own there
         os.environ |= {
             "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{size}",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "GLOO_SOCKET_IFNAME": "lo",

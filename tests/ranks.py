@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pinmem.distributed import Ranks
+from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses
 from pinmem.memory import ClassMemory
 from pinmem.meta import gather_domains, joint_step, mldg_step
@@ -105,9 +107,9 @@ def data(iteration: int, count: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def run(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
+def run(case: Case, ranks: Ranks | None, device: str = "cpu") -> dict[str, Tensor]:
     """Three iterations; everything that they leave behind."""
-    model = network(case)
+    model = network(case).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     torch.manual_seed(3)
     found: list[Losses] = []
@@ -116,7 +118,7 @@ def run(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
         mine = list(ranks.share(case.images))
         ranks.images = len(mine)
     for iteration in range(ITERATIONS):
-        images, labels = (each[mine] for each in data(iteration, case.images))
+        images, labels = (each[mine].to(device) for each in data(iteration, case.images))
         if case.mode.endswith("joint"):
             batch = gather_domains(images, labels, [0, 1, 2])
             found.append(joint_step(model, optimizer, batch, **case.how, ranks=ranks))
@@ -124,18 +126,40 @@ def run(case: Case, ranks: Ranks | None) -> dict[str, Tensor]:
             split = gather_domains(images, labels, [0, 2]), gather_domains(images, labels, [1])
             found += mldg_step(model, optimizer, *split, 0.1, **case.how, ranks=ranks)
     momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
-    return {
+    ends = {
         **model.state_dict(),
         **{f"momentum/{index}": momentum for index, momentum in enumerate(momenta)},
         "losses": torch.stack([torch.stack(losses) for losses in found]),
         "random": torch.get_rng_state(),
     }
+    return {name: value.cpu() for name, value in ends.items()}
 
 
-def join(rank: int, size: int, folder: Path) -> Ranks:
-    """A gloo group that meets in a file of the folder."""
+def overflow(ranks: Ranks) -> dict[str, Tensor]:
+    """A step where the last rank has an image that is not finite, with a scale and without."""
+    case = Case("memory-mldg")
+    images, labels = (each[list(ranks.share(6))] for each in data(0, 6))
+    ranks.images = len(images)
+    if ranks.rank == ranks.size - 1:
+        images[0] = torch.inf
+    split = gather_domains(images, labels, [0, 2]), gather_domains(images, labels, [1])
+    found = {}
+    for scale in (LossScale(), None):
+        model = network(case)
+        before = copy.deepcopy(model.state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        losses = mldg_step(model, optimizer, *split, 0.1, scale=scale, ranks=ranks)[0]
+        name = "plain" if scale is None else "scaled"
+        found[f"{name} total"] = losses.total
+        same = [torch.equal(before[k], v) for k, v in model.state_dict().items()]
+        found[f"{name} kept"] = torch.tensor(all(same))
+    return found
+
+
+def join(rank: int, size: int, folder: Path, backend: str = "gloo") -> Ranks:
+    """A group that meets in a file of the folder."""
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo"})
-    dist.init_process_group("gloo", f"file://{folder}/meet{size}", rank=rank, world_size=size)
+    dist.init_process_group(backend, f"file://{folder}/meet{size}", rank=rank, world_size=size)
     return Ranks(rank, size)
 
 
@@ -145,6 +169,16 @@ def worker(rank: int, size: int, folder: str) -> None:
     ranks = join(rank, size, Path(folder))
     found: dict[str, dict[str, Tensor]] = {str(case): run(case, ranks) for case in CASES}
     found |= {str(dtype): normalised(dtype, ranks) for dtype in DTYPES}
+    found["overflow"] = overflow(ranks)
+    torch.save(found, Path(folder) / f"{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def gpu_worker(rank: int, size: int, folder: str) -> None:
+    """The same cases on a GPU for each rank, through NCCL."""
+    torch.cuda.set_device(rank)
+    ranks = join(rank, size, Path(folder), "cpu:gloo,cuda:nccl")
+    found = {str(case): run(case, ranks, f"cuda:{rank}") for case in CASES}
     torch.save(found, Path(folder) / f"{size}-{rank}.pt")
     dist.destroy_process_group()
 
