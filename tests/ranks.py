@@ -204,7 +204,7 @@ def normalised(dtype: torch.dtype, ranks: Ranks | None) -> dict[str, Tensor]:
     along = (first[0] * tangent).sum() + first[1].sum() * 0.3 + first[2].sum() * 0.2
     second = torch.autograd.grad(along, [maps, norm.weight, cotangent])
     by_rank = {"output": output, "first": first[0], "second": second[0], "along": second[2]}
-    whole_batch = {"weight": first[1], "bias": first[2], "second weight": second[1]}
+    whole_batch = {"first weight": first[1], "first bias": first[2], "second weight": second[1]}
     if ranks is not None:
         whole_batch = {name: ranks.total(value) for name, value in whole_batch.items()}
     return {k: v.detach() for k, v in (by_rank | whole_batch | norm.state_dict()).items()}

@@ -94,7 +94,7 @@ def test_the_cases_differ(found: Found) -> None:
 def test_batch_normalisation_over_ranks(found: Found, dtype: torch.dtype, size: int) -> None:
     wanted = found[1][0][str(dtype)]
     parts = [each[str(dtype)] for each in found[size]]
-    limit = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    limit = {torch.float64: 1e-11, torch.float32: 5e-6, torch.bfloat16: 5e-3}[dtype]
     for name, value in wanted.items():
         got = parts[0][name]
         if value.ndim == 4:
@@ -217,7 +217,4 @@ def test_the_page_says_how_many_bytes_an_iteration_sends(
         iterate(config, model, optimizer, images, labels, split, 1e-3, ranks=alone)
     finally:
         dist.destroy_process_group()
-    row = next(
-        line for line in PAGE.read_text().splitlines() if line.startswith(f"| {mode}, {order} ")
-    )
-    assert row.split("|")[2].strip() == f"{alone.bytes:,}"
+    assert f"| {mode}, order {order} | {alone.bytes:,} |" in PAGE.read_text()
