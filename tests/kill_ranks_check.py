@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,21 @@ def apart(one: Path, other: Path) -> float:
     return max(gaps)
 
 
-def kill_one(options: dict[str, Any], size: int, victim: int, seconds: float) -> float | None:
+def wait_for(iterations: int, out: Path) -> None:
+    """Until a run has logged so many; at most five minutes."""
+    log, began = out / "metrics.jsonl", time.monotonic()
+    while not log.exists() or log.read_text().count('"loss/inner/total') < iterations:
+        if time.monotonic() - began > 300:
+            raise SystemExit(f"{log}: fewer than {iterations} iterations after five minutes")
+        time.sleep(0.02)
+
+
+def kill_one(
+    options: dict[str, Any], size: int, victim: int, wait: Callable[[], None]
+) -> float | None:
     """Kill a rank; the seconds until the others had ended. None: the run was over before."""
     processes = begin(options, size)
-    time.sleep(seconds)
+    wait()
     os.kill(processes[victim], signal.SIGKILL)
     killed = time.monotonic()
     statuses = [status_of(process) for process in processes]
@@ -169,7 +181,8 @@ def kill_ranks_check(kills: int, seed: int, root: Path, torchruns: int = 5) -> d
             counts["torchrun"] += 1
         else:
             seconds = chance.uniform(0, length)
-            waited = kill_one(options, RANKS, chance.randrange(RANKS), seconds)
+            victim = chance.randrange(RANKS)
+            waited = kill_one(options, RANKS, victim, partial(time.sleep, seconds))
             if waited is None:
                 continue
             counts["outlived"] = max(counts["outlived"], waited)
@@ -192,13 +205,8 @@ def _under_torchrun(root: Path, options: dict[str, Any], chance: random.Random) 
     """Kill a rank once an iteration is logged; torchrun starts both again."""
     config = root / "broken.yaml"
     TrainConfig(**options | {"resume": False}).save(config)
-    log = root / "broken" / "metrics.jsonl"
     process = torchrun(config)
-    after = chance.randrange(3)
-    while not log.exists() or log.read_text().count("loss/") < after:
-        if process.poll() is not None:
-            raise SystemExit(f"torchrun ended with {process.returncode}: see {root}/output.txt")
-        time.sleep(0.02)
+    wait_for(chance.randrange(3), root / "broken")
     os.kill(chance.choice(children_of(process.pid)), signal.SIGKILL)
     if status := process.wait():
         raise SystemExit(f"torchrun ended with {status}: see {root}/output.txt")

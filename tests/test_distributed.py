@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from pinmem.step import build_optimizer, iterate
 
 from . import ranks
 from .kill_check import status_of
-from .kill_ranks_check import ROUNDING, apart, begin, kill_one, options_of
+from .kill_ranks_check import ROUNDING, apart, begin, kill_one, options_of, wait_for
 from .ranks import CASES, DTYPES, Case
 from .scenes import small_run, tiny_run
 
@@ -139,10 +138,8 @@ def test_ranks_load_and_jitter_the_batches_of_one(tmp_path: Path, size: int) -> 
 def test_a_rank_that_dies_ends_the_run_and_another_number_goes_on(tmp_path: Path) -> None:
     """The others end at once and say why; one process ends as two ranks would have."""
     whole, broken = options_of(tmp_path / "whole"), options_of(tmp_path / "broken")
-    began = time.monotonic()
     assert [status_of(process) for process in begin(whole, 2)] == [0, 0]
-    length = time.monotonic() - began
-    waited = kill_one(broken, 2, victim=1, seconds=0.6 * length)
+    waited = kill_one(broken, 2, victim=1, wait=lambda: wait_for(1, tmp_path / "broken"))
     assert waited is not None and waited < 20
     assert "rank 0 lost another one" in (tmp_path / "output.txt").read_text()
     assert [status_of(process) for process in begin(broken | {"resume": True}, 1)] == [0]
@@ -156,9 +153,7 @@ def test_a_rank_that_dies_ends_the_run_and_another_number_goes_on(tmp_path: Path
 def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
     options = options_of(tmp_path / "run") | {"iterations": 200, "validate_every": 0}
     processes = begin(options, 2)
-    log = tmp_path / "run" / "metrics.jsonl"
-    while not (log.exists() and "loss/" in log.read_text()):
-        time.sleep(0.05)
+    wait_for(1, tmp_path / "run")
     os.kill(processes[1], signal.SIGTERM)
     assert [status_of(process) for process in processes] == [143, 143]
     output = (tmp_path / "output.txt").read_text()
