@@ -20,6 +20,7 @@ from pinmem import checkpoint, loop
 from pinmem.batches import Batches
 from pinmem.config import TrainConfig
 from pinmem.covariances import masks_of
+from pinmem.cuda_graph import GraphedStep
 from pinmem.evaluate import Score, confusion_of, pick_device, score
 from pinmem.extras import optional
 from pinmem.health import Watch
@@ -37,7 +38,14 @@ from pinmem.prepare import (
 from pinmem.program import parse, run
 from pinmem.report import Report
 from pinmem.run_folder import RunFolder, check_resume, files_of, recorded
-from pinmem.step import amp_dtype_of, build_optimizer, compile_parts, iterate, loss_scale_of
+from pinmem.step import (
+    amp_dtype_of,
+    batches_of,
+    build_optimizer,
+    compile_parts,
+    iterate,
+    loss_scale_of,
+)
 from pinmem.stop import StopSignals
 
 _PLAN = (
@@ -74,6 +82,9 @@ class Trainer:
             compile_parts(self.model)
         self.optimizer = build_optimizer(config, self.model)
         self.scale = loss_scale_of(config)
+        self.graphed: GraphedStep | None = None
+        if config.cuda_graph:
+            self.graphed = GraphedStep(config, self.model, self.optimizer)
         self.iteration = 0
         self.skipped: list[int] = []  # iterations whose batch is left out, counted from 0
         self.best = -1.0
@@ -155,10 +166,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         overflows = self.overflows
-        losses = iterate(
-            config, self.model, self.optimizer, images, labels, (train, test), self.inner_lr,
-            self.scale,
-        )  # fmt: skip
+        batches = batches_of(images, labels, (train, test))
+        if self.graphed is not None:
+            return self.graphed(batches, self.inner_lr)
+        losses = iterate(config, self.model, self.optimizer, batches, self.inner_lr, self.scale)
         return losses if self.overflows == overflows else {}
 
     def initialise_memory(self) -> None:
@@ -254,6 +265,8 @@ class Trainer:
         """Put everything in place that `save` wrote."""
         checkpoint.load_model(self.folder.last, content, self.model)
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.graphed is not None:
+            self.graphed.forget()
         if self.scale is not None and content["scale"] is not None:
             self.scale.load_state_dict(content["scale"])
         self.iteration = self.saved = content["iteration"]
