@@ -82,6 +82,8 @@ class TrainConfig:
         cuda_graph: record an iteration on the GPU and replay it: the faster, the smaller the crops.
             Not with float16, accumulate, checkpoint_activations, lean_second_order, apex_sgd or a
             whitening loss.
+        deterministic: on a GPU, PyTorch's deterministic algorithms: the same run again is bitwise
+            the same, as it always is on a CPU.
         validate_every: iterations between validations; 0: at start and end only.
         validate_images: images of each validation set, evenly spread; 0: all.
         validate_size: height images are validated at; absent: their own.
@@ -147,6 +149,7 @@ class TrainConfig:
     checkpoint_activations: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    deterministic: bool = False
     validate_every: int = 2000
     validate_images: int = 0
     validate_size: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,16 @@ def loss_weights_of(config: TrainConfig) -> LossWeights:
     )
 
 
+def be_deterministic(wanted: bool) -> None:
+    """Whether PyTorch's own GPU algorithms are deterministic from here on, as all of ours are."""
+    if wanted:
+        # Read when cuBLAS starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    # Every output is written: poisoning it first is a test's work.
+    torch.utils.deterministic.fill_uninitialized_memory = not wanted
+
+
 def compile_parts(model: Segmenter) -> None:
     """torch.compile the backbone and the heads; what is read and written by ops stays as it is."""
     for part in (model.backbone, model.aspp, model.bottleneck, model.low_level, model.decoder):
@@ -51,7 +62,11 @@ def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimi
     Raises:
         ValueError: ``apex_sgd`` without NVIDIA's apex, or for a network that is not on a GPU.
     """
-    how: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    how: dict[str, Any] = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), **how, fused=True)
     apex = apex_state()

@@ -41,6 +41,7 @@ from pinmem.run_folder import RunFolder, check_resume, files_of, recorded
 from pinmem.step import (
     amp_dtype_of,
     batches_of,
+    be_deterministic,
     build_optimizer,
     compile_parts,
     iterate,
@@ -73,6 +74,8 @@ class Trainer:
         self.amp_dtype = amp_dtype_of(config)
         if config.threads:
             torch.set_num_threads(config.threads)
+        if self.device.type == "cuda":
+            be_deterministic(config.deterministic)
         self.sources = open_sources(config)
         self.classes = self.sources[0].classes
         self.validation = open_validation(config, self.classes)

@@ -65,7 +65,7 @@ def test_imagenet_weights(tmp_path: Path) -> None:
 
 def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's result is the same when it is made again, and the document is made from results."""
-    options = small_run(tmp_path, out="")
+    options = small_run(tmp_path)
     monkeypatch.setattr(study, "CONFIG", tmp_path / "default.yaml")
     study.CONFIG.write_text(yaml.safe_dump(options | {"crop_size": [64, 64]}))
     results = [tmp_path / "results", tmp_path / "again"]
