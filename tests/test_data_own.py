@@ -167,6 +167,38 @@ def test_images_and_labels_in_one_folder(tmp_path):
         ("images: '{subset}/*'\nlabels: '{subset}/*'\n" + HEAD + TABLE, "subsets: missing"),
         ("pairs: {train: [[a, b, c]]}\n" + HEAD + TABLE, "expected an image and a label"),
         ("pairs: {train: no.txt}\n" + HEAD + TABLE, "No such file"),
+        ("pairs: [[a, b]]\n" + HEAD + TABLE, r"pairs: got \[\['a', 'b'\]\], expected keys and"),
+        (PATTERNS + HEAD + "encoding: {flat: 0-99999999999}\n", "expected 0..65535"),
+        (PATTERNS + HEAD + "encoding: {flat: 9-3}\n", "raw value 9-3, expected 0..65535"),
+        (PATTERNS + HEAD + "encoding: {true: flat}\n", "no class True"),
+        (PATTERNS + HEAD + "encoding: {colors: {flat: []}}\n", r"got \[\], expected a colour"),
+        (
+            PATTERNS + HEAD + "encoding: {channel: 7, values: {1: flat}}\n",
+            "channel: got 7, expected",
+        ),
+        (PATTERNS + "classes: {a: (1, 2, 3)}\n", r"classes: a: got '\(1', expected a colour"),
+        (PATTERNS + "classes: {a: [true, 2, 3]}\n", r"classes: a: got \[True, 2, 3\], expected a"),
+        ("images: {split}/*\nlabels: b/*\n" + HEAD + TABLE, "not YAML: "),
+        (
+            "images: 'a/{splt}/*'\nlabels: 'b/{splt}/*'\n" + HEAD + TABLE,
+            "images: got {splt}, expected",
+        ),
+        ("images: 'a/{split/*'\nlabels: b/*\n" + HEAD + TABLE, "whose braces do not match"),
+        (
+            "images: /a/*\nlabels: /b/*\n" + HEAD + TABLE,
+            "images: got '/a/*', expected a pattern below",
+        ),
+        (PATTERNS + HEAD + TABLE + "splits: train\n", "splits: got 'train', expected keys and"),
+        (PATTERNS + HEAD + TABLE + "splits: {train: 3}\n", "splits: got 3, expected a text"),
+        (
+            PATTERNS + HEAD + TABLE + "standard_split: kitti\n",
+            "standard_split: got 'kitti', expected",
+        ),
+        (PATTERNS + HEAD + TABLE + "layouts: []\n", r"layouts: got \[\], expected a list"),
+        (
+            PATTERNS + HEAD + TABLE + "layouts: [{images: a/*, labels: b/*}]\n",
+            "images: is beside layouts, expected inside them",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_description(tmp_path, text, message):
@@ -175,8 +207,30 @@ def test_what_is_wrong_with_a_description(tmp_path, text, message):
     with pytest.raises(DataError) as caught:
         build_dataset(str(path), None, "train")
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=message.replace("?", r"\?").replace("*", r"\*")):
+    with pytest.raises(
+        DataError, match=message.replace("?", r"\?").replace("*", r"\*").replace("{", r"\{")
+    ):
         build_dataset(str(path), None, "train")
+
+
+def test_a_channel_that_the_file_has_not(tmp_path):
+    path = own_tree(tmp_path)
+    write(tmp_path / "masks/train/shot 1.png", colors_of(five(1)))
+    path.write_text(
+        "root: .\n"
+        + PATTERNS
+        + HEAD
+        + "encoding: {channel: 3, values: {10: flat}}\nignore: 0-255\n"
+    )
+    with pytest.raises(DataError, match=r"shot 1\.png: label has 3 channels, expected a channel 3"):
+        build_dataset(str(path), None, "train")[1]
+
+
+def test_a_pattern_of_another_system(tmp_path):
+    path = own_tree(tmp_path)
+    for patterns in (PATTERNS.replace("/", "\\"), PATTERNS.replace(": ", ": ./")):
+        path.write_text("root: .\n" + patterns + HEAD + TABLE)
+        assert_reads(path)
 
 
 def test_no_such_description(tmp_path):

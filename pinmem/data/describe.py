@@ -25,6 +25,7 @@ from pinmem.data.classes import MOST_CLASSES, spread_color
 from pinmem.data.dataset import SPLIT_ALIASES
 from pinmem.data.decode import Polygons, Raw, read_label
 from pinmem.data.errors import DataError
+from pinmem.data.tree import is_folder, is_hidden, walk
 
 __all__ = ["describe", "main"]
 
@@ -66,7 +67,7 @@ def describe(root: Path) -> tuple[dict[str, object], list[str]]:
     Raises:
         DataError: no images, no labels, or none that pair.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root}: no such folder")
     groups = _groups(root)
     labels = [group for group in groups if _are_labels(root, group)]
@@ -108,13 +109,12 @@ def describe(root: Path) -> tuple[dict[str, object], list[str]]:
 
 def _groups(root: Path) -> list[_Group]:
     found: dict[tuple[str, str], _Group] = {}
-    for parent, below, names in os.walk(root, followlinks=False):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for parent, names in sorted(walk(root)):
         for name in sorted(names):
             suffix = os.path.splitext(name)[1]
-            if name.startswith(".") or suffix.lower() not in _SUFFIXES:
+            path = (parent / name).relative_to(root).as_posix()
+            if suffix.lower() not in _SUFFIXES or is_hidden(path):
                 continue
-            path = (Path(parent) / name).relative_to(root).as_posix()
             parts = path.split("/")[:-1]
             split = _fixed_split(path)
             if split:
