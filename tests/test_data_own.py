@@ -21,6 +21,7 @@ from tests.data_own import (
     own_tree,
     raw,
 )
+from tests.data_trees import scene
 
 
 def assert_reads(path, root=None, split="train", numbers=(0, 1, 2, 3)):
@@ -272,6 +273,20 @@ def test_describe_writes_a_first_draft(tmp_path, kind, capsys):
     assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert draft.read_text() == before
+
+
+@pytest.mark.parametrize("mark", ["", "_leftImg8bit"])
+def test_describe_takes_images_of_several_formats(tmp_path, mark):
+    """Upper case, JPEG and PNG side by side."""
+    for number, suffix in enumerate(("JPG", "jpg", "jpeg", "png")):
+        write(tmp_path / f"a/train/{number}{mark}.{suffix}", scene(number)[0])
+        write(tmp_path / f"b/train/{number}.png", raw(number))
+    write(tmp_path / "a/train/9.txt.bmp", np.zeros((4, 4, 3), np.uint8))
+    draft = tmp_path / "draft.yaml"
+    assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 0
+    content = yaml.safe_load(draft.read_text())
+    assert content["images"].endswith(f"*{mark}.{{jpeg,jpg,png}}" if mark else "jpeg,jpg,png}")
+    assert len(build_dataset(str(draft), None, "train")) == 4
 
 
 def test_masks_of_black_and_white(tmp_path):
