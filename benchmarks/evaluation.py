@@ -1,9 +1,10 @@
 """Evaluation of one image: the network and its confusion matrix, against plain PyTorch.
 
 ``auto`` is what ``python -m pinmem.evaluate`` does for an image: the network with normalisation
-folded away, the confusion counted from its small logits. ``plain`` is the same network, loaded in
-the same memory format, followed by interpolate, argmax and bincount; ``network`` the same without
-them. Networks are made once, as for a dataset.
+folded away, the confusion counted from its small logits. ``plain`` is the same network, in
+channels_last too, followed by interpolate, argmax and bincount; ``contiguous`` the same in
+PyTorch's default memory format, and ``network`` is ``plain`` without what follows. Networks are
+made once, as for a dataset.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class EvaluationCase:
     dtype = torch.float32
     moved = operations = None
     ours: tuple[str, ...] = ("auto",)
-    baselines: tuple[str, ...] = ("plain", "network")
+    baselines: tuple[str, ...] = ("plain", "contiguous", "network")
     sets = 1
 
     def __init__(self, plan: Plan) -> None:
@@ -62,15 +63,16 @@ class EvaluationCase:
         return {
             "auto": lambda: (_ours(network, image, target),),
             "plain": lambda: (_plain(network, image, target),),
+            "contiguous": lambda: (_plain(network, image.contiguous(), target),),
             "network": lambda: (_logits(network, image),),
         }[name]
 
     def check(self, name: str) -> str:
         """The counts of ours against the plain ones."""
-        if name != "auto":
+        if name == "network":
             return ""
         with pinmem.backend("auto"):
-            (got,), (expected,) = self.call("auto")(), self.call("plain")()
+            (got,), (expected,) = self.call(name)(), self.call("plain")()
         differing = int((got - expected).abs().sum())
         if got.sum() == expected.sum() and differing <= 2 * TIES * int(expected.sum()):
             return ""
@@ -88,11 +90,13 @@ class EvaluationCase:
         return image.to(memory_format=torch.channels_last), source.labels(self.image_size)
 
     def _network(self, name: str) -> Segmenter:
-        key = "folded" if name == "auto" else "plain"
+        key = "plain" if name == "network" else name
         if key not in self._networks:
             network = _network(self.variant).to(self.plan.device)
-            self._networks[key] = network.to(memory_format=torch.channels_last)
-            if key == "folded":
+            if name != "contiguous":
+                network = network.to(memory_format=torch.channels_last)
+            self._networks[key] = network
+            if name == "auto":
                 self._folded = contextlib.ExitStack()
                 with torch.no_grad():
                     self._folded.enter_context(folded(network))

@@ -106,7 +106,7 @@ def test_an_evaluation_is_measured(tmp_path: Path) -> None:
     assert " images/s auto" in rehearsed("benchmarks", "--ops", "evaluation", "--json", file)
     results = report.load(file)
     nothing_is_refused(results)
-    assert {*results["rows"][0]["results"]} == {"auto", "plain", "network"}
+    assert {*results["rows"][0]["results"]} == {"auto", "plain", "contiguous", "network"}
 
 
 def test_report(tmp_path: Path) -> None:
