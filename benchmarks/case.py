@@ -17,7 +17,7 @@ from benchmarks.inputs import Inputs, Source
 from benchmarks.plan import BACKWARD, FORWARD, SECOND, Plan, Size, short
 from pinmem import backends
 
-# One file each; the last two are whole procedures.
+# One file each; then whole procedures.
 OPS = (
     "memory_read",
     "memory_read_project",
@@ -26,7 +26,7 @@ OPS = (
     "memory_update",
     "upsampled_confusion",
 )
-FILES = (*OPS, "memory_module", "training_step")
+FILES = (*OPS, "memory_module", "training_step", "evaluation")
 
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
