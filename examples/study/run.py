@@ -83,8 +83,9 @@ def config_of(cell: str, seed: int, folder: Path, device: str) -> TrainConfig:
     options["unseen"] = [t for t in domains.values() if t not in options["sources"]]
     return TrainConfig(
         **options | {
-            "out": str(folder), "seed": seed, "resume": True, "threads": 1, "workers": int(on_a_gpu),
-            "page_images": 0, "validate_every": options["iterations"] // 3, "device": device, "deterministic": on_a_gpu,
+            "out": str(folder), "seed": seed, "resume": True, "page_images": 0,
+            "validate_every": options["iterations"] // 3, "threads": 1, "workers": int(on_a_gpu),
+            "device": device, "deterministic": on_a_gpu,
             "cuda_graph": on_a_gpu and options.get("amp") != "float16",
         }
     )  # fmt: skip
