@@ -46,7 +46,7 @@ def be_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
     # Every output is written: poisoning it first is a test's work.
-    torch.utils.deterministic.fill_uninitialized_memory = not wanted
+    torch.utils.deterministic.fill_uninitialized_memory = not wanted  # type: ignore[attr-defined]
 
 
 def compile_parts(model: Segmenter) -> None:
