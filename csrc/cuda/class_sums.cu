@@ -1,10 +1,10 @@
 // Per-class sums of normalised features under soft labels (docs/math.md 3).
 //
 // Bytes, for N pixels of C channels of e bytes: forward reads N C e and four labels a pixel, and
-// writes and reads one partial sum [K,C] of 4 bytes an element for every two tiles of 32 pixels (at
-// most 512); backward reads and writes N C e. Operations: 4 multiply-adds an element, far below the
-// bytes. At N=18,432, C=256, bfloat16 the floor is 9.4 MB, 2.3 us at 4.1 TB/s; the launches cost as
-// much. Launches: 2 forward, 1 backward, 3 second order.
+// writes and reads one partial sum [K,C] of 4 bytes an element for every tile of 128 bytes of
+// pixels (at most 396); backward reads and writes N C e. Operations: 4 multiply-adds an element,
+// far below the bytes. At N=18,432, C=256, bfloat16 the floor is 9.4 MB, 2.3 us at 4.1 TB/s; the
+// launches cost as much. Launches: 2 forward, 1 backward, 3 second order.
 #include <tuple>
 
 #include "class_sums_block.h"
@@ -105,8 +105,13 @@ void run_gradient(const Stream& stream, const Map& map, const SoftLabels& soft, 
   task.gradient = write<T>(gradient);
   task.tiles.aligned = task.tiles.aligned && aligned16(features) && aligned16(tangent) &&
                        aligned16(task.grad_sums) && aligned16(task.gradient);
-  stream.launch(tangent == nullptr ? class_sums_gradient<T, false> : class_sums_gradient<T, true>,
-                task.tiles.count(), kThreads, tile_bytes(task.tiles, maps), task);
+  const bool last = task.tiles.runs.channels_last;
+  const auto kernel =
+      tangent == nullptr
+          ? (last ? class_sums_gradient<T, false, true> : class_sums_gradient<T, false, false>)
+          : (last ? class_sums_gradient<T, true, true> : class_sums_gradient<T, true, false>);
+  stream.launch(kernel, task.tiles.count(), kThreads, last ? 0 : tile_bytes(task.tiles, maps),
+                task);
 }
 
 void check_sums(const char* name, const Tensor& sums, int64_t num_classes, const Map& map) {

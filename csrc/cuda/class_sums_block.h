@@ -12,9 +12,6 @@
 namespace pinmem {
 namespace class_sums_op {
 
-#ifndef PINMEM_SUMS_BLOCKS
-#define PINMEM_SUMS_BLOCKS 4
-#endif
 inline constexpr int kSlots = 8;
 
 template <class T>
@@ -93,7 +90,7 @@ __device__ __forceinline__ int norm_shares(const Tiles<T>& tiles, const T* featu
 }
 
 template <class T, bool kSecond>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : PINMEM_SUMS_BLOCKS)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || kSecond ? 2 : kBlocksAtOnce)
     class_sums_block(const __grid_constant__ Sums<T> task) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;

@@ -1,6 +1,6 @@
 // The gradient of class_sums for the features, first and second order: a sum over the channels of a
 // pixel, and a combination of its vectors with the factors that follow from that. A block takes a
-// tile of pixels, and a thread only what it has copied itself.
+// tile of pixels. In NCHW it lies in shared memory, and a thread takes what it has copied itself.
 #pragma once
 
 #include "class_sums_tile.h"
@@ -8,9 +8,6 @@
 namespace pinmem {
 namespace class_sums_op {
 
-#ifndef PINMEM_CSG_BLOCKS
-#define PINMEM_CSG_BLOCKS 4
-#endif
 template <class T>
 struct Gradient {
   using A = accumulator_t<T>;
@@ -44,32 +41,35 @@ __device__ __forceinline__ Factors<A> factors_of(const Products<A>& sums) {
   return {-r * r * qv, r * r * (r * (3 * qv * qe - sums.ve)), -r * r * qe};
 }
 
-/// What a block has in shared memory besides its tile.
-template <class T, bool kSecond>
-struct GradientShared {
+/// All classes of a group of pixels.
+template <class T>
+using GradientClasses = GroupClasses<accumulator_t<T>, Vector16<T>::size, 4 * Vector16<T>::size, 1>;
+
+/// What the threads of a block tell each other of a tile.
+template <class T>
+struct GradientShares {
   using A = accumulator_t<T>;
-  static constexpr int kSize = Vector16<T>::size;
-  GroupClasses<A, kSize, 4 * kSize, 1> classes[kMostGroups];
-  Products<A> shares[kWarps][kMostGroups * kSize];
-  Factors<A> factors[kMostGroups * kSize];
+  static constexpr int kPixels = kMostGroups * Vector16<T>::size;
+  Products<A> products[kWarps][kPixels];
+  Factors<A> factors[kPixels];
 };
 
-/// channels_last: a warp a pixel.
+/// channels_last: a warp a pixel, which it reads itself.
 template <class T, bool kSecond>
 __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile,
-                                  const GradientShared<T, kSecond>& shared, const T* features,
-                                  const T* tangent) {
+                                  const GradientClasses<T>* classes) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;
   const Tiles<T>& tiles = task.tiles;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int p = static_cast<int>(threadIdx.x) / kWarp; p < tile.count; p += kWarps) {
-    const auto& found = shared.classes[p / kSize];
+    const auto& found = classes[p / kSize];
+    const int64_t at = tiles.runs.offset(tile.image, tile.begin + p, 0, tiles.channels);
     Products<A> sums{0, 0, 0, 0};
     A x[kSize], v[kSize] = {}, e[kSize];
     const auto load = [&](int c) {
-      widen_vector<T, A>(features + p * tiles.pitch + c, x);
-      if (kSecond) widen_vector<T, A>(tangent + p * tiles.pitch + c, v);
+      load_vector<T, A>(task.features + at + c, tiles.channels - c, tiles.aligned, x);
+      if (kSecond) load_vector<T, A>(task.tangent + at + c, tiles.channels - c, tiles.aligned, v);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) e[i] = 0;
       for (int slot = 0; slot < found.count; ++slot) {
@@ -97,7 +97,7 @@ __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile
     if (kSecond) sums.xv = warp_sum(sums.xv);
     if (kSecond) sums.ve = warp_sum(sums.ve);
     const Factors<A> factors = factors_of<kSecond>(sums);
-    T* to = task.gradient + tiles.runs.offset(tile.image, tile.begin + p, 0, tiles.channels);
+    T* to = task.gradient + at;
     for (int c = lane * kSize; c < tiles.channels; c += kWarp * kSize) {
       // Of a feature that fits one step the registers still hold it.
       if (tiles.channels > kWarp * kSize) load(c);
@@ -114,13 +114,14 @@ __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile
 /// NCHW: a thread goes through channels of one group of pixels. Synchronises.
 template <class T, bool kSecond>
 __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile,
-                                  GradientShared<T, kSecond>& shared, const T* features,
+                                  const GradientClasses<T>* classes, const T* features,
                                   const T* tangent) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;
   const Tiles<T>& tiles = task.tiles;
   const int thread = static_cast<int>(threadIdx.x);
-  const auto& found = shared.classes[thread % tiles.groups];
+  __shared__ GradientShares<T> shared;
+  const auto& found = classes[thread % tiles.groups];
   const int count = found.count;
   A x[kSize], v[kSize] = {}, e[kSize];
   const auto load = [&](int c, int group) {
@@ -154,15 +155,15 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
     if (lane < tiles.groups) {
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
-        shared.shares[thread / kWarp][lane * kSize + i] = {xx[i], xe[i], xv[i], ve[i]};
+        shared.products[thread / kWarp][lane * kSize + i] = {xx[i], xe[i], xv[i], ve[i]};
       }
     }
   }
   __syncthreads();
   if (thread < tiles.pixels()) {
-    Products<A> sums = shared.shares[0][thread];
+    Products<A> sums = shared.products[0][thread];
     for (int other = 1; other < kWarps; ++other) {
-      const Products<A> share = shared.shares[other][thread];
+      const Products<A> share = shared.products[other][thread];
       sums.xx += share.xx;
       sums.xe += share.xe;
       sums.xv += share.xv;
@@ -189,20 +190,25 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
   });
 }
 
-template <class T, bool kSecond>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : PINMEM_CSG_BLOCKS)
+template <class T, bool kSecond, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8  ? 1
+                                            : kChannelsLast ? 4
+                                            : kSecond       ? 2
+                                                            : kBlocksAtOnce)
     class_sums_gradient(const __grid_constant__ Gradient<T> task) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;
-  __shared__ GradientShared<T, kSecond> shared;
+  __shared__ GradientClasses<T> classes[kMostGroups];
   const Tiles<T>& tiles = task.tiles;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   T* features = dynamic_shared<T>();
   T* tangent = features + tiles.elements();
   const PixelTile tile(tiles.runs, blockIdx.x, tiles.pixels());
-  tiles.load(tile, task.features, features);
-  if (kSecond) tiles.load(tile, task.tangent, tangent);
+  if (!kChannelsLast) {
+    tiles.load(tile, task.features, features);
+    if (kSecond) tiles.load(tile, task.tangent, tangent);
+  }
   if (warp < tiles.groups) {
     const int pixel = warp * kSize + lane / 4;
     Tap<A> tap{-1, 0};
@@ -210,14 +216,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : PINMEM_CSG_BLOC
       tap = task.soft.template load<A>(tile.image, tile.begin + pixel, lane % 4);
     }
     const A scale[1] = {1};
-    shared.classes[warp].gather(tap, scale);
+    classes[warp].gather(tap, scale);
   }
   wait_for_copies();
   __syncthreads();
-  if (tiles.runs.channels_last) {
-    gradient_by_pixel<T, kSecond>(task, tile, shared, features, tangent);
+  if constexpr (kChannelsLast) {
+    gradient_by_pixel<T, kSecond>(task, tile, classes);
   } else {
-    gradient_by_plane<T, kSecond>(task, tile, shared, features, tangent);
+    gradient_by_plane<T, kSecond>(task, tile, classes, features, tangent);
   }
 }
 

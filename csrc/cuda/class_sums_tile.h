@@ -13,10 +13,9 @@ namespace class_sums_op {
 
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / kWarp;
-#ifndef PINMEM_GROUPS
-#define PINMEM_GROUPS 8
-#endif
-inline constexpr int kMostGroups = PINMEM_GROUPS;
+inline constexpr int kMostGroups = 8;
+/// Blocks at once on a multiprocessor, as many as shared memory has room for.
+inline constexpr int kBlocksAtOnce = 3;
 
 template <class T>
 struct Tiles {
@@ -55,9 +54,8 @@ struct Tiles {
     const T* first = from + runs.offset(tile.image, tile.begin, 0, channels);
     const int64_t step = runs.channels_last ? channels : runs.pixels;
     each([&](int row, int v) {
-      const int inside = !runs.channels_last     ? tile.count
-                         : row < tile.count ? channels
-                                                 : 0;
+      const int in_pixel = row < tile.count ? channels : 0;
+      const int inside = runs.channels_last ? in_pixel : tile.count;
       const T* source = first + row * step + v * kSize;
       T* place = to + row * pitch + v * kSize;
       const int valid = inside - v * kSize;

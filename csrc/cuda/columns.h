@@ -144,8 +144,8 @@ __device__ void fill_band_rows(const Grid& grid, const Piece& piece, BandRow<A>*
   }
 }
 
-/// A row of source pixels on its way to shared memory, [column][class]: loads start early, and their
-/// values are put down when they are needed. Elements past kAhead a thread are loaded then.
+/// A row of source pixels on its way to shared memory, [column][class]: loads start early, and
+/// their values are put down when they are needed. Elements past kAhead a thread are loaded then.
 inline constexpr int kAhead = 6;
 
 /// Where a thread's elements of a staged row come from, less the row, and where they go; the same
@@ -178,8 +178,7 @@ __device__ __forceinline__ void fill_staging_table(const Grid& grid, const Piece
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1
   for (int i = 0; i < kAhead; ++i) {
-    const StagedElement element =
-        staged_element(grid, piece, logits, thread + i * kColumnThreads);
+    const StagedElement element = staged_element(grid, piece, logits, thread + i * kColumnThreads);
     table.from[i][thread] = element.from;
     table.to[i][thread] = element.to;
   }
@@ -236,8 +235,7 @@ struct RowAhead {
          i += kColumnThreads) {
       const StagedElement element = staged_element(grid, piece, logits, i + thread);
       if (element.to < 0) continue;
-      staged[element.to] =
-          load_element<A>(logits.data, logits.type, element.from + row_offset);
+      staged[element.to] = load_element<A>(logits.data, logits.type, element.from + row_offset);
     }
   }
 };

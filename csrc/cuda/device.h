@@ -165,9 +165,7 @@ struct alignas(16) Vector16 {
 // --- Copies to shared memory ---------------------------------------------------------------------
 
 #ifdef PINMEM_HOST_EMULATION
-inline void copy16_async(void* to, const void* from) {
-  std::memcpy(to, from, 16);
-}
+inline void copy16_async(void* to, const void* from) { std::memcpy(to, from, 16); }
 inline void wait_for_copies() {}
 #else
 /// Copies 16 aligned bytes from global to shared memory; there once this thread has waited.

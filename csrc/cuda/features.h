@@ -56,6 +56,23 @@ __device__ __forceinline__ void load_elements(const A* from, int64_t count, bool
   for (int i = 0; i < kSize; ++i) to[i] = i < count ? from[i] : A(0);
 }
 
+/// Elements `from` .. `from + Vector16<T>::size`, widened; those from `count` on are 0. One load
+/// where `aligned`.
+template <class T, class A>
+__device__ __forceinline__ void load_vector(const T* from, int64_t count, bool aligned,
+                                            A (&to)[Vector16<T>::size]) {
+  if (aligned) {
+    const auto vector = *reinterpret_cast<const Vector16<T>*>(from);
+#pragma unroll
+    for (int i = 0; i < Vector16<T>::size; ++i) to[i] = static_cast<A>(widen(vector.at[i]));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < Vector16<T>::size; ++i) {
+    to[i] = i < count ? static_cast<A>(widen(from[i])) : A(0);
+  }
+}
+
 template <class T, class A>
 __device__ __forceinline__ void store_vector(T* to, int64_t count, bool aligned,
                                              const A (&from)[Vector16<T>::size]) {
@@ -117,17 +134,14 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 /// How pixel tiles are shared out to blocks that each write a partial sum of `size` elements: at
-/// most 512 blocks and 64 MB. By the shape alone.
+/// most 396 blocks, which a large GPU runs at once, and 64 MB. By the shape alone.
 struct Shares {
   int64_t tiles_each, count;
 };
 
 inline Shares share_tiles(int64_t tiles, int64_t size) {
   int64_t most = (64 << 20) / (8 * size);
-  #ifndef PINMEM_MOST
-#define PINMEM_MOST 512
-#endif
-  most = most < 1 ? 1 : most > PINMEM_MOST ? PINMEM_MOST : most;
+  most = most < 1 ? 1 : most > 396 ? 396 : most;
   int64_t each = (tiles + most - 1) / most;
   each = each < 1 ? 1 : each;
   return {each, (tiles + each - 1) / each};

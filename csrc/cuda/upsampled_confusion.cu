@@ -49,8 +49,11 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
         task.labels.entry(piece.labels, static_cast<unsigned>(y) * width + column.x));
   }
   fill_band_rows(grid, piece, rows);
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * grid.staged_elements(); i += kColumnThreads) {
-    staged[i] = A(kMissing);
+  if (grid.groups * kClasses > grid.num_classes) {
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * grid.staged_elements();
+         i += kColumnThreads) {
+      staged[i] = A(kMissing);
+    }
   }
   if (task.shared_counts) {
     for (int i = static_cast<int>(threadIdx.x); i < cells; i += kColumnThreads) counts[i] = 0;
@@ -109,8 +112,7 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
       if (!counted || column.group != 0) continue;
       // Logits below kMissing must not count outside the matrix.
       const int last = grid.num_classes - 1;
-      const int cell =
-          label * grid.num_classes + (prediction < last ? prediction : last);
+      const int cell = label * grid.num_classes + (prediction < last ? prediction : last);
       if (cell != run_cell) {
         if (run > 0) add(run_cell, run);
         run_cell = cell;
@@ -134,9 +136,10 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
 template <class A, int kClasses>
 void run_block(const Stream& stream, const Task& task) {
   const int64_t cells = static_cast<int64_t>(task.grid.num_classes) * task.grid.num_classes;
-  const int64_t shared = 2 * task.grid.staged_elements() * static_cast<int64_t>(sizeof(A)) +
-                         task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t)) +
-                         (task.shared_counts ? cells * static_cast<int64_t>(sizeof(int)) : 0);
+  const int64_t shared =
+      2 * task.grid.staged_elements() * static_cast<int64_t>(sizeof(A)) +
+      task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t)) +
+      (task.shared_counts ? cells * static_cast<int64_t>(sizeof(int)) : 0);
   stream.launch(confusion_block<A, kClasses>, task.grid.blocks(), kColumnThreads, shared, task);
 }
 

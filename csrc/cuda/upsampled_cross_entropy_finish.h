@@ -31,16 +31,11 @@ struct Finish {
   }
 };
 
-/// How threads share out a matrix of outer x inner elements, neighbours along `inner`; planned on
-/// the host, so that a step needs no division.
+/// How threads share out a matrix of outer x inner elements, neighbours along `inner`: a step needs
+/// no division.
 struct WalkPlan {
   int outer, inner, outer_step, inner_step;
 };
-
-inline WalkPlan plan_walk(int64_t outer, int64_t inner, int threads) {
-  const int extent = static_cast<int>(inner);
-  return {static_cast<int>(outer), extent, threads / extent, threads % extent};
-}
 
 struct Walk {
   int outer, inner;
