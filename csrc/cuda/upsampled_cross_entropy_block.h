@@ -34,9 +34,15 @@ __device__ __forceinline__ void shifted_values(const Grid& grid, const Column<A>
   for (int c = 0; c < kClasses; ++c) values[c] = values[c] * scale - top;
 }
 
-/// Blocks at once on a multiprocessor, as many as the registers allow without spilling.
+/// Blocks at once on a multiprocessor, as many as the registers allow without spilling and, in the
+/// gradient on compute capability 8, as shared memory has room for.
 constexpr int blocks_at_once(Pass pass) {
-  return pass == Pass::loss ? 5 : pass == Pass::gradient ? 4 : 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr int kGradientBlocks = 3;
+#else
+  constexpr int kGradientBlocks = 4;
+#endif
+  return pass == Pass::loss ? 5 : pass == Pass::gradient ? kGradientBlocks : 3;
 }
 
 /// One band of rows and strip of columns of one image.
