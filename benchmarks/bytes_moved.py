@@ -25,6 +25,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
 from pinmem.kernels import launch, partials
+from pinmem.kernels.memory_read import memory_gradient
 from pinmem.kernels.memory_read_project import pixel_sums
 
 SLOTS, CHANNELS = 19, 256
@@ -120,6 +121,10 @@ def count(op: str) -> Iterator[dict[str, Any]]:
     with (
         mock.patch.object(partials, "_MOST_PROGRAMS", round(partials._MOST_PROGRAMS * share)),
         mock.patch.object(pixel_sums, "_PROGRAMS", round(pixel_sums._PROGRAMS * share)),
+        mock.patch.dict(
+            memory_gradient._PROGRAMS,
+            {size: round(each * share) for size, each in memory_gradient._PROGRAMS.items()},
+        ),
     ):
         for name, inputs, call in passes(op):
             with counting() as launches:

@@ -108,6 +108,7 @@ def in_tf32(op: str, dtype: torch.dtype, device: str) -> bool:
         "memory_read_project": torch.backends.cudnn.conv,
         "memory_module": torch.backends.cudnn.conv,
         "training_step": torch.backends.cudnn.conv,
+        "evaluation": torch.backends.cudnn.conv,
     }
     if device != "cuda" or dtype != torch.float32 or op not in products:
         return False

@@ -12,6 +12,7 @@ PASSES = {
     "forward + backward": "fwd+bwd",
     "forward + backward + double backward": "2nd order",
     "one iteration": "step",
+    "one image": "image",
 }
 HEADERS = (
     "op", "pass", "type", "ours", "eager", "compiled", "published",

@@ -178,12 +178,43 @@ def cast(x, T: tl.constexpr):
 
 
 @triton.jit
+def _to_tf32(x):
+    """Float32 rounded to TF32's eleven bits, which the matrix units themselves would cut off to."""
+    bits = x.to(tl.uint32, bitcast=True) + 0x1000
+    return (bits & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a b`` on the matrix units, summed in float32."""
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    elif PRECISION == "tf32" and a.dtype == tl.float32:
+        return tl.dot(_to_tf32(a), _to_tf32(b), acc, input_precision=PRECISION)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def add_products(added, x, y):
+    """``added`` and the products of two tiles; their sums over channels where it has one column."""
+    products = x.to(tl.float32) * y.to(tl.float32)
+    if added.shape[1] == 1:
+        return added + tl.sum(products, 1)[:, None]
+    else:
+        return added + products
+
+
+@triton.jit
+def sum_squares(x):
+    """Of every row [N,C], float32."""
+    y = x.to(tl.float32)
+    if _INTERPRETED:
+        return tl.sum(y * y, 1)
+    else:
+        # With one conversion to float32, Triton would bring all of x into the layout in which the
+        # sum is used, where several threads may hold each element; past two it does not move it.
+        return -tl.sum(y * (-x).to(tl.float32), 1)
 
 
 @triton.jit

@@ -61,7 +61,7 @@ def _add(
 def _plan(count: int, numel: int, pitch: int, columns: int, stride: int) -> Plan:
     block = 32
     sizes = (numel, pitch, columns, stride, count)
-    return Plan(_add, -(-numel // block), sizes, 4, ROWS=min(padded(count), 32), BLOCK=block)
+    return Plan(_add, -(-numel // block), sizes, 4, ROWS=min(padded(count), 128), BLOCK=block)
 
 
 def add_partials(partials: Tensor, total: Tensor) -> None:

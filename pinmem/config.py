@@ -79,6 +79,11 @@ class TrainConfig:
             again in the backward pass: less memory, more time, the same numbers.
         compile: torch.compile the backbone and the heads; not with meta_order 2 or
             checkpoint_activations.
+        cuda_graph: record an iteration on the GPU and replay it: the faster, the smaller the crops.
+            Not with float16, accumulate, checkpoint_activations, lean_second_order, apex_sgd or a
+            whitening loss.
+        deterministic: on a GPU, PyTorch's deterministic algorithms: the same run again is bitwise
+            the same, as it always is on a CPU.
         validate_every: iterations between validations; 0: at start and end only.
         validate_images: images of each validation set, evenly spread; 0: all.
         validate_size: height images are validated at; absent: their own.
@@ -143,6 +148,8 @@ class TrainConfig:
     accumulate: int = field(default=1, metadata=_FIXED)
     checkpoint_activations: bool = False
     compile: bool = False
+    cuda_graph: bool = False
+    deterministic: bool = False
     validate_every: int = 2000
     validate_images: int = 0
     validate_size: int | None = None
@@ -215,6 +222,8 @@ class TrainConfig:
             raise ValueError(
                 "compile: got true, expected false with meta_order 2 or checkpoint_activations"
             )
+        if self.cuda_graph and (eager := self._not_recorded()):
+            raise ValueError(f"cuda_graph: got true, expected false with {eager}")
         smallest = self.batch_size // self.accumulate * (1 if self.meta else len(self.sources))
         if smallest < 2:
             raise ValueError(
@@ -238,6 +247,17 @@ class TrainConfig:
             raise ValueError(
                 f"memory_init_draws: got {self.memory_init_draws}, expected at least 1"
             )
+
+    def _not_recorded(self) -> str:
+        """The first option under which a step reads values on the host, or draws anew."""
+        options = {
+            "amp float16": self.amp == "float16",
+            "optimizer apex_sgd": self.optimizer == "apex_sgd",
+            "accumulate": self.accumulate > 1,
+            "checkpoint_activations": self.checkpoint_activations,
+            "lean_second_order": self.lean_second_order,
+        }
+        return next((option for option, given in options.items() if given), "")
 
     def text(self) -> str:
         """The resolved options as YAML that ``--config`` reads back."""

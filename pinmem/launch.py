@@ -39,8 +39,9 @@ def take_place(config: TrainConfig) -> tuple[torch.device, Ranks | None]:
             f"batch_size: got {config.batch_size} for {size} ranks{each}, "
             f"expected a multiple of {parts}"
         )
-    if config.compile:
-        raise ValueError(f"compile: got true, expected false with {size} ranks")
+    for option in ("compile", "cuda_graph"):
+        if getattr(config, option):
+            raise ValueError(f"{option}: got true, expected false with {size} ranks")
     if device.type == "cuda":
         index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if device.index is not None or index >= count:

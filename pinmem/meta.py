@@ -69,7 +69,7 @@ def mldg_step(
     optimizer: torch.optim.Optimizer,
     meta_train: Batch,
     meta_test: Batch,
-    inner_lr: float,
+    inner_lr: float | Tensor,
     weights: LossWeights | None = None,
     *,
     order: int = 1,
@@ -92,7 +92,7 @@ def mldg_step(
         optimizer: over the network's parameters.
         meta_train: the batch of the meta-train domains.
         meta_test: the batch of the meta-test domains.
-        inner_lr: rate of the inner step.
+        inner_lr: rate of the inner step; a scalar on the device where a CUDA graph reads it.
         weights: the published ones if absent.
         order: 1 as published, or 2, which keeps the inner pass's graph until the outer one is done.
         lean: in second order run the inner pass again instead, with nothing kept but the tensors
@@ -127,7 +127,7 @@ def mldg_step(
     passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale), ranks)
     statistics = _statistics(model, scale)
     device = meta_train.images.device
-    start = random_state(device)
+    start = random_state(device) if lean else ()
     # The fused kernels of attention have one derivative.
     attention = sdpa_kernel(SDPBackend.MATH) if order == 2 else contextlib.nullcontext()
     with _checkpointing(model, checkpoint), attention:
@@ -142,7 +142,9 @@ def mldg_step(
             inner, inner_grads = passes.gradients(meta_train, parameters)
         inner_grads = _unscaled(scale, inner_grads)
 
-        stepped = [p.requires_grad_() for p in _step(parameters, inner_grads, inner_lr)]
+        stepped = [p.detach().clone() for p in parameters]
+        _subtract(stepped, inner_grads, inner_lr)
+        stepped = [p.requires_grad_() for p in stepped]
         with parameters_as(model, dict(zip(named, stepped, strict=True))), frozen_statistics(model):
             memory = passes.written(meta_train).memory if model.memory else None
             outer, outer_grads = passes.gradients(meta_test, stepped, memory, write=False)
@@ -166,7 +168,7 @@ def mldg_step(
             del moving
             if ranks is not None:
                 bent = ranks.totals(bent)
-            torch._foreach_add_(outer_grads, bent, alpha=-inner_lr / passes.scale)
+            _subtract(outer_grads, bent, inner_lr / passes.scale)
 
         torch._foreach_add_(inner_grads, outer_grads)
         if _stepped(optimizer, named, inner_grads, scale, statistics):
@@ -239,9 +241,12 @@ def _rewrite(passes: Passes, batch: Batch) -> None:
             model.memory.store(passes.written(batch).memory)
 
 
-@torch.no_grad()
-def _step(parameters: list[Tensor], grads: list[Tensor], lr: float) -> tuple[Tensor, ...]:
-    return torch._foreach_add(parameters, grads, alpha=-lr)
+def _subtract(tensors: list[Tensor], directions: list[Tensor], rate: float | Tensor) -> None:
+    """``tensors -= rate * directions``."""
+    if isinstance(rate, Tensor):
+        torch._foreach_sub_(tensors, torch._foreach_mul(directions, rate))
+    else:
+        torch._foreach_add_(tensors, directions, alpha=-rate)
 
 
 def _compiled(module: nn.Module) -> bool:

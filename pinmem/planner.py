@@ -15,7 +15,7 @@ from pinmem.backends import as_on_gpu
 from pinmem.config import TrainConfig
 from pinmem.models import Segmenter
 from pinmem.prepare import build_network
-from pinmem.step import build_optimizer, iterate, loss_scale_of
+from pinmem.step import batches_of, build_optimizer, iterate, loss_scale_of
 from pinmem.storages import BATCH, GRADIENTS, OPTIMISER, WEIGHTS, Storages
 
 # Crops are tried in steps of the largest output stride.
@@ -72,8 +72,8 @@ class Run:
             self.storages.kind = None
         split = (domains, []) if not config.meta else (domains[:learn_from], domains[learn_from:])
         iterate(
-            config, self.network, self.optimizer, images, labels, split, config.inner_lr,
-            loss_scale_of(config),
+            config, self.network, self.optimizer, batches_of(images, labels, split),
+            config.inner_lr, loss_scale_of(config),
         )  # fmt: skip
         del loaded
 

@@ -41,6 +41,8 @@ def restore(trainer: Trainer, content: dict[str, Any]) -> None:
     """Put everything of `state_of` in place."""
     checkpoint.load_model(trainer.folder.last, content, trainer.model)
     trainer.optimizer.load_state_dict(content["optimizer"])
+    if trainer.graphed is not None:
+        trainer.graphed.forget()
     if trainer.scale is not None and content["scale"] is not None:
         trainer.scale.load_state_dict(content["scale"])
     trainer.iteration = trainer.saved = content["iteration"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
 from pinmem.meta import gather_domains, joint_step, mldg_step
 from pinmem.models import Segmenter
+from pinmem.passes import Batch
 
 
 def amp_dtype_of(config: TrainConfig) -> torch.dtype | None:
@@ -36,6 +39,16 @@ def loss_weights_of(config: TrainConfig) -> LossWeights:
         config.classification_weight,
         config.whitening_weight,
     )
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Whether PyTorch's own GPU algorithms are deterministic from here on, as all of ours are."""
+    if wanted:
+        # Read when cuBLAS starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    # Every output is written: poisoning it first is a test's work.
+    torch.utils.deterministic.fill_uninitialized_memory = not wanted  # type: ignore[attr-defined]
 
 
 def rate_of(config: TrainConfig, iteration: int) -> float:
@@ -60,7 +73,11 @@ def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimi
     Raises:
         ValueError: ``apex_sgd`` without NVIDIA's apex, or for a network that is not on a GPU.
     """
-    how = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    how: dict[str, Any] = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), **how, fused=True)
     apex = apex_state()
@@ -72,14 +89,25 @@ def build_optimizer(config: TrainConfig, model: Segmenter) -> torch.optim.Optimi
     return optional("apex.optimizers", "apex", "apex_sgd").FusedSGD(model.parameters(), **how)
 
 
+def batches_of(
+    images: Tensor, labels: Tensor, split: tuple[Sequence[int], Sequence[int]]
+) -> list[Batch]:
+    """The batches of an iteration: meta-train and meta-test, or one where nothing is split.
+
+    Args:
+        images: [B,D,3,h,w], normalised.
+        labels: [B,D,h,w].
+        split: meta-train and meta-test domains; where the mode has no split, all and none.
+    """
+    return [gather_domains(images, labels, domains) for domains in split if domains]
+
+
 def iterate(
     config: TrainConfig,
     model: Segmenter,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    split: tuple[list[int], list[int]],
-    inner_lr: float,
+    batches: Sequence[Batch],
+    inner_lr: float | Tensor,
     scale: LossScale | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Losses]:
@@ -89,14 +117,11 @@ def iterate(
         config: the mode, the order, the losses' weights and the type.
         model: the network, in training mode.
         optimizer: over its parameters.
-        images: [B,D,3,h,w], normalised.
-        labels: [B,D,h,w].
-        split: meta-train and meta-test domains; where the mode has no split, all and none.
+        batches: of `batches_of`: one, or meta-train and meta-test.
         inner_lr: rate of the inner step.
         scale: of the losses, in float16.
         ranks: that share the batch; images and labels are this one's.
     """
-    train, test = split
     weights = loss_weights_of(config)
     how: dict[str, Any] = {
         "amp_dtype": amp_dtype_of(config),
@@ -106,13 +131,13 @@ def iterate(
         "ranks": ranks,
     }
     if not config.meta:
-        batch = gather_domains(images, labels, train)
-        return {"train": joint_step(model, optimizer, batch, weights, **how)}
+        return {"train": joint_step(model, optimizer, batches[0], weights, **how)}
+    train, test = batches
     inner, outer = mldg_step(
         model,
         optimizer,
-        gather_domains(images, labels, train),
-        gather_domains(images, labels, test),
+        train,
+        test,
         inner_lr,
         weights,
         order=config.meta_order,

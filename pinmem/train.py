@@ -17,6 +17,7 @@ from torch import Tensor
 from pinmem import checkpoint, loop
 from pinmem.batches import Batches
 from pinmem.config import TrainConfig
+from pinmem.cuda_graph import GraphedStep
 from pinmem.distributed import leave, one_ahead
 from pinmem.evaluate import Score, confusion_of, score
 from pinmem.extras import optional
@@ -40,6 +41,8 @@ from pinmem.run_folder import RunFolder, check_resume, files_of
 from pinmem.run_state import restore, state_of
 from pinmem.step import (
     amp_dtype_of,
+    batches_of,
+    be_deterministic,
     build_optimizer,
     compile_parts,
     iterate,
@@ -75,6 +78,8 @@ class Trainer:
         self.amp_dtype = amp_dtype_of(config)
         if config.threads:
             torch.set_num_threads(config.threads)
+        if self.device.type == "cuda":
+            be_deterministic(config.deterministic)
         self.sources = open_sources(config)
         self.classes = self.sources[0].classes
         self.validation = open_validation(config, self.classes)
@@ -86,6 +91,9 @@ class Trainer:
             compile_parts(self.model)
         self.optimizer = build_optimizer(config, self.model)
         self.scale = loss_scale_of(config)
+        self.graphed: GraphedStep | None = None
+        if config.cuda_graph:
+            self.graphed = GraphedStep(config, self.model, self.optimizer)
         self.iteration = 0
         self.skipped: list[int] = []  # iterations whose batch is left out, counted from 0
         self.best = -1.0
@@ -176,10 +184,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         overflows = self.overflows
+        batches = batches_of(images, labels, (train, test))
+        if self.graphed is not None:
+            return self.graphed(batches, self.inner_lr)
         losses = iterate(
-            config, self.model, self.optimizer, images, labels, (train, test), self.inner_lr,
-            self.scale, self.ranks,
-        )  # fmt: skip
+            config, self.model, self.optimizer, batches, self.inner_lr, self.scale, self.ranks
+        )
         return losses if self.overflows == overflows else {}
 
     def initialise_memory(self) -> None:

@@ -61,8 +61,9 @@ def test_gpu_check_rehearses_every_step(tmp_path: Path) -> None:
     assert len([*out.iterdir()]) <= 6
 
     results = report.load(out / "benchmarks.json")
-    assert results["left_out"] == {"training_step": "No module named 'torchvision'"}
-    assert {row["op"] for row in results["rows"]} == {*FILES} - {"training_step"}
+    missing = {"training_step", "evaluation"}
+    assert results["left_out"] == dict.fromkeys(missing, "No module named 'torchvision'")
+    assert {row["op"] for row in results["rows"]} == {*FILES} - missing
     assert results["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert results["ceilings"]["copy"] > 0
     nothing_is_refused(results)
@@ -98,6 +99,14 @@ def test_a_training_step_is_measured(tmp_path: Path) -> None:
     if process_memory.supported():
         # Three networks against one.
         assert row["results"]["auto"]["peak"] < row["results"]["published"]["peak"]
+
+
+def test_an_evaluation_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    assert " images/s auto" in rehearsed("benchmarks", "--ops", "evaluation", "--json", file)
+    results = report.load(file)
+    nothing_is_refused(results)
+    assert {*results["rows"][0]["results"]} == {"auto", "plain", "contiguous", "network"}
 
 
 def test_report(tmp_path: Path) -> None:

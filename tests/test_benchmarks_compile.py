@@ -126,11 +126,15 @@ def test_bytes_are_counted() -> None:
 
 
 def test_a_program_looks_at_its_pixels_twice_at_most() -> None:
-    """Through the L2 pass at most two and a half times the least bytes."""
+    """Through the L2 pass at most two and a half times the least bytes.
+
+    From memory each byte passes once, but for x and dc, which the memory's gradient reads again.
+    """
     rows = compile_report.bytes_moved(["memory_read"])
     assert [row["pass"] for row in rows] == ["forward", "backward", "second order"]
     for row in rows:
-        assert row["memory"] < 1.05 and row["cache"] < 2.5, row
+        most = 1.6 if row["pass"] == "backward" else 1.05
+        assert row["memory"] < most and row["cache"] < 2.5, row
 
 
 ROW = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from pinmem.data import build_dataset, colorize, known_datasets
+from pinmem.data import DataError, build_dataset, colorize, known_datasets
 from pinmem.data.cityscapes_classes import LABELS, PALETTE
 from pinmem.data.decode import Raw, image_size, read_image, read_label
 from pinmem.data.png import check_png, encode_png16
@@ -176,3 +176,82 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     assert image.shape == (3, 24, 40)
     assert image_size(path) == (24, 40)
     assert image[0, 2, 2] > 200 and image[0, -2:, :].max() < 60 and image[0, :, -2:].max() < 60
+
+
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+    'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png", "late.png"])
+def test_orientation_in_xmp_or_behind_the_pixels(tmp_path, name):
+    """The header alone gives the size that decoding gives, wherever the orientation stands."""
+    path, picture_of = tmp_path / name, Image.fromarray(picture(0, (24, 40)))
+    if name == "late.png":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture_of.save(path, exif=exif)
+        data = path.read_bytes()
+        start, end = data.index(b"eXIf") - 4, data.index(b"IEND") - 4
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
+    elif name == "a.png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", _XMP)
+        picture_of.save(path, pnginfo=info)
+    else:
+        picture_of.save(path, xmp=_XMP.encode())
+    assert read_image(path).shape == (3, 40, 24)
+    assert image_size(path) == (40, 24)
+
+
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_a_turned_pair_is_trained_on_as_it_is_shown(tmp_path, orientation):
+    """Image and label come upright, each by its own EXIF."""
+    back = {3: 3, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    turn = {
+        3: Image.Transpose.ROTATE_180,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }[back]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = picture(0, (24, 40))
+    for name, array in (("images", upright), ("labels", label_ids(target(0, (24, 40))))):
+        path = tmp_path / name / "train/a.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(array).transpose(turn).save(path, exif=exif)
+    image, labels = build_dataset("gtav", tmp_path, "train")[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), upright)
+    assert np.array_equal(labels.numpy(), target(0, (24, 40)))
+
+
+def test_a_tiff_packed_with_loss_is_no_label(tmp_path):
+    path = write(tmp_path / "a.tif", target(), compression="jpeg")
+    with pytest.raises(DataError, match=r"a\.tif: .*a TIFF compressed as jpeg, which changes"):
+        read_label(path)
+    assert read_image(path).shape == (3, 6, 10)
+
+
+@pytest.mark.parametrize("name", ["cmyk.jpg", "mpo.jpg", "palette.png", "alpha.webp", "a.bmp"])
+def test_pictures_of_other_kinds(tmp_path, name):
+    """The colours a viewer shows, within what JPEG and a palette lose."""
+    smooth = np.add.outer(np.arange(24), np.arange(40))[:, :, None] * np.array([1, 2, 3])
+    shown = Image.fromarray(smooth.astype(np.uint8))
+    path = tmp_path / name
+    if name == "cmyk.jpg":
+        shown.convert("CMYK").save(path, quality=98)
+    elif name == "mpo.jpg":
+        shown.save(path, format="MPO", save_all=True, append_images=[shown.rotate(180)], quality=98)
+    elif name == "palette.png":
+        shown.quantize(200).save(path, transparency=0)
+    elif name == "alpha.webp":
+        shown.convert("RGBA").save(path, lossless=True)
+    else:
+        shown.save(path)
+    difference = read_image(path).permute(1, 2, 0).numpy().astype(int) - np.asarray(shown)
+    assert np.abs(difference).mean() < 4

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
 
 from pinmem.data import DataError, build_dataset, known_datasets
+from pinmem.data.check import main as check
+from pinmem.data.describe import describe
 from pinmem.data.files import find_files
 from pinmem.data.parse import open_description
 from pinmem.data.splits import standard_split
+from pinmem.prediction.inputs import find
 from tests.data_files import gtav_tree, picture, target, write, write_palette
 from tests.data_trees import VARIANTS, make, scene
 
@@ -92,6 +100,64 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
         (tmp_path / "here" / part / "train/a").symlink_to(tmp_path / "real" / part / "train/a")
         (tmp_path / "here" / part / "train/again").symlink_to(tmp_path / "here" / part / "train")
     assert len(build_dataset("gtav", tmp_path / "here", "train")) == 3
+
+
+def test_two_links_to_one_folder_are_both_taken(tmp_path):
+    gtav_tree(tmp_path / "real", 2)
+    for part in ("images", "labels"):
+        (tmp_path / "here" / part / "train").mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / "here" / part / "train" / name).symlink_to(
+                tmp_path / "real" / part / "train/a"
+            )
+        (tmp_path / "here" / part / "train/up").symlink_to(tmp_path)
+    assert len(build_dataset("gtav", tmp_path / "here", "train")) == 4
+
+
+@pytest.mark.parametrize("where", ["images/train/a", "labels/train", "images"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys, where):
+    """In every program: nothing below it is taken for missing."""
+    closed = gtav_tree(tmp_path) / where
+    list_folder, look = os.scandir, Path.stat
+
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return list_folder(path)
+
+    def stat(path, **options):
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(Path, "stat", stat)
+    named = rf"{closed}\S*: cannot be read: Permission denied"
+    with pytest.raises(DataError, match=named):
+        build_dataset("gtav", tmp_path, "train")
+    with pytest.raises(DataError, match=named):
+        describe(tmp_path)
+    with pytest.raises(DataError, match=named):
+        find([str(tmp_path)], True, tmp_path / "out")
+    assert check(["--dataset", "gtav", "--root", str(tmp_path), "--split", "train"]) == 1
+    assert re.search(named, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_suffixes_of_any_case_in_every_layout(tmp_path, name):
+    """One image and one label among others in upper case, as some programs write them."""
+    variant = VARIANTS[name]
+    image, label = make(tmp_path, variant)[0]
+    for path in (image, label):
+        path.rename(path.with_name(path.stem + path.suffix.upper()))
+    listed = [file for file, _ in variant.more]
+    for file in listed:
+        text = (tmp_path / file).read_text().replace(image.name, image.stem + ".PNG")
+        (tmp_path / file).write_text(text)
+    dataset = build_dataset(variant.dataset, tmp_path, variant.split)
+    assert len(dataset) == len(variant.numbers)
+    found = {dataset.paths(i)[0].stem: dataset[i][1] for i in range(len(dataset))}
+    assert np.array_equal(found[image.stem].numpy(), scene(variant.numbers[0])[1])
 
 
 def test_linked_files(tmp_path):

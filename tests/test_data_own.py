@@ -21,6 +21,7 @@ from tests.data_own import (
     own_tree,
     raw,
 )
+from tests.data_trees import scene
 
 
 def assert_reads(path, root=None, split="train", numbers=(0, 1, 2, 3)):
@@ -167,6 +168,38 @@ def test_images_and_labels_in_one_folder(tmp_path):
         ("images: '{subset}/*'\nlabels: '{subset}/*'\n" + HEAD + TABLE, "subsets: missing"),
         ("pairs: {train: [[a, b, c]]}\n" + HEAD + TABLE, "expected an image and a label"),
         ("pairs: {train: no.txt}\n" + HEAD + TABLE, "No such file"),
+        ("pairs: [[a, b]]\n" + HEAD + TABLE, r"pairs: got \[\['a', 'b'\]\], expected keys and"),
+        (PATTERNS + HEAD + "encoding: {flat: 0-99999999999}\n", "expected 0..65535"),
+        (PATTERNS + HEAD + "encoding: {flat: 9-3}\n", "raw value 9-3, expected 0..65535"),
+        (PATTERNS + HEAD + "encoding: {true: flat}\n", "no class True"),
+        (PATTERNS + HEAD + "encoding: {colors: {flat: []}}\n", r"got \[\], expected a colour"),
+        (
+            PATTERNS + HEAD + "encoding: {channel: 7, values: {1: flat}}\n",
+            "channel: got 7, expected",
+        ),
+        (PATTERNS + "classes: {a: (1, 2, 3)}\n", r"classes: a: got '\(1', expected a colour"),
+        (PATTERNS + "classes: {a: [true, 2, 3]}\n", r"classes: a: got \[True, 2, 3\], expected a"),
+        ("images: {split}/*\nlabels: b/*\n" + HEAD + TABLE, "not YAML: "),
+        (
+            "images: 'a/{splt}/*'\nlabels: 'b/{splt}/*'\n" + HEAD + TABLE,
+            "images: got {splt}, expected",
+        ),
+        ("images: 'a/{split/*'\nlabels: b/*\n" + HEAD + TABLE, "whose braces do not match"),
+        (
+            "images: /a/*\nlabels: /b/*\n" + HEAD + TABLE,
+            "images: got '/a/*', expected a pattern below",
+        ),
+        (PATTERNS + HEAD + TABLE + "splits: train\n", "splits: got 'train', expected keys and"),
+        (PATTERNS + HEAD + TABLE + "splits: {train: 3}\n", "splits: got 3, expected a text"),
+        (
+            PATTERNS + HEAD + TABLE + "standard_split: kitti\n",
+            "standard_split: got 'kitti', expected",
+        ),
+        (PATTERNS + HEAD + TABLE + "layouts: []\n", r"layouts: got \[\], expected a list"),
+        (
+            PATTERNS + HEAD + TABLE + "layouts: [{images: a/*, labels: b/*}]\n",
+            "images: is beside layouts, expected inside them",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_description(tmp_path, text, message):
@@ -175,8 +208,30 @@ def test_what_is_wrong_with_a_description(tmp_path, text, message):
     with pytest.raises(DataError) as caught:
         build_dataset(str(path), None, "train")
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=message.replace("?", r"\?").replace("*", r"\*")):
+    with pytest.raises(
+        DataError, match=message.replace("?", r"\?").replace("*", r"\*").replace("{", r"\{")
+    ):
         build_dataset(str(path), None, "train")
+
+
+def test_a_channel_that_the_file_has_not(tmp_path):
+    path = own_tree(tmp_path)
+    write(tmp_path / "masks/train/shot 1.png", colors_of(five(1)))
+    path.write_text(
+        "root: .\n"
+        + PATTERNS
+        + HEAD
+        + "encoding: {channel: 3, values: {10: flat}}\nignore: 0-255\n"
+    )
+    with pytest.raises(DataError, match=r"shot 1\.png: label has 3 channels, expected a channel 3"):
+        build_dataset(str(path), None, "train")[1]
+
+
+def test_a_pattern_of_another_system(tmp_path):
+    path = own_tree(tmp_path)
+    for patterns in (PATTERNS.replace("/", "\\"), PATTERNS.replace(": ", ": ./")):
+        path.write_text("root: .\n" + patterns + HEAD + TABLE)
+        assert_reads(path)
 
 
 def test_no_such_description(tmp_path):
@@ -218,6 +273,20 @@ def test_describe_writes_a_first_draft(tmp_path, kind, capsys):
     assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert draft.read_text() == before
+
+
+@pytest.mark.parametrize("mark", ["", "_leftImg8bit"])
+def test_describe_takes_images_of_several_formats(tmp_path, mark):
+    """Upper case, JPEG and PNG side by side."""
+    for number, suffix in enumerate(("JPG", "jpg", "jpeg", "png")):
+        write(tmp_path / f"a/train/{number}{mark}.{suffix}", scene(number)[0])
+        write(tmp_path / f"b/train/{number}.png", raw(number))
+    write(tmp_path / "a/train/9.txt.bmp", np.zeros((4, 4, 3), np.uint8))
+    draft = tmp_path / "draft.yaml"
+    assert describe(["--root", str(tmp_path), "--out", str(draft)]) == 0
+    content = yaml.safe_load(draft.read_text())
+    assert content["images"].endswith(f"*{mark}.{{jpeg,jpg,png}}" if mark else "jpeg,jpg,png}")
+    assert len(build_dataset(str(draft), None, "train")) == 4
 
 
 def test_masks_of_black_and_white(tmp_path):

@@ -21,7 +21,7 @@ from pinmem.distributed import Ranks
 from pinmem.launch import take_place
 from pinmem.models import build_model
 from pinmem.prepare import open_sources
-from pinmem.step import build_optimizer, iterate
+from pinmem.step import batches_of, build_optimizer, iterate
 
 from . import ranks
 from .kill_check import status_of
@@ -209,7 +209,8 @@ def test_the_page_says_how_many_bytes_an_iteration_sends(
         labels = torch.randint(19, (2, 2, 32, 32), dtype=torch.uint8)
         split = ([0], [1]) if config.meta else ([0, 1], [])
         optimizer = build_optimizer(config, model)
-        iterate(config, model, optimizer, images, labels, split, 1e-3, ranks=alone)
+        batches = batches_of(images, labels, split)
+        iterate(config, model, optimizer, batches, 1e-3, ranks=alone)
     finally:
         dist.destroy_process_group()
     assert f"| {mode}, order {order} | {alone.bytes:,} |" in PAGE.read_text()

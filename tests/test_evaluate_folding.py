@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pinmem.evaluation import folded
+from pinmem.backends import backend
+from pinmem.evaluation import folded, folding
 from pinmem.models import Segmenter, build_model
 
 
@@ -81,3 +83,61 @@ def test_after_an_error_the_network_is_as_it_was() -> None:
     model.memory.gumbel = "always"
     with folded(model):
         assert any(isinstance(module, nn.BatchNorm2d) for module in model.backbone.modules())
+
+
+class Passes(TorchDispatchMode):
+    """How often maps are rectified or added on their own."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        self.count += name.startswith(("aten.relu", "aten.clamp", "aten.hardtanh", "aten.add"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "left"),
+    [
+        ("deeplabv3plus_r18", 36, 2),  # the memory's own
+        ("deeplabv3plus_r50", 76, 2),
+        ("deeplabv3plus_mobilenetv2", 56, 12),  # sums without a ReLU
+        ("deeplabv3plus_shufflenetv2", 48, 2),
+        ("deeplabv3plus_r50_ibn", 76, 11),
+        ("deeplabv2_r101", 143, 5),
+    ],
+)
+@torch.no_grad()
+def test_convolutions_add_and_rectify_as_they_write(name: str, before: int, left: int) -> None:
+    model = trained_like(name).float().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 96)
+
+    def passes() -> int:
+        with Passes() as counted, backend("reference"):
+            model(images)
+        return counted.count
+
+    expected = model(images).logits
+    largest = float(expected.abs().max())
+    forwards = [module.forward for module in model.modules()]
+    assert passes() == before
+    with folded(model):
+        assert passes() == left
+        got = model(images).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(images).logits.float()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * largest)
+    assert (rough - expected).abs().max() < 0.1 * largest
+    assert [module.forward for module in model.modules()] == forwards
+    assert passes() == before
+
+
+@torch.no_grad()
+def test_an_operator_that_gives_something_else_is_not_used(monkeypatch) -> None:
+    model = trained_like("deeplabv3plus_r18").float()
+    images = torch.randn(1, 3, 64, 96)
+    expected = model(images).logits
+    monkeypatch.setattr(folding, "fused", lambda _: [(model.classifier, lambda maps: maps[:, :5])])
+    with folded(model):
+        assert "forward" not in vars(model.classifier)
+        torch.testing.assert_close(model(images).logits, expected, rtol=1e-3, atol=1e-3)

@@ -7,8 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pinmem import checkpoint, evaluate
@@ -23,6 +25,7 @@ from pinmem.evaluation import (
     table,
 )
 from pinmem.models import build_model
+from pinmem.prediction.pictures import denormalize
 from pinmem.program import run
 from tests.data_own import own_tree
 from tests.data_trees import VARIANTS, make
@@ -160,6 +163,28 @@ def test_protocols_read_datasets_at_their_sizes(tmp_path) -> None:
     assert reading("half", "bdd100k").words == "own size"
     with pytest.raises(ValueError, match="size: got 512, expected none with protocol half"):
         reading("half", "cityscapes", 512)
+
+
+@pytest.mark.parametrize("shape", [(600, 901), (768, 1024), (700, 1001)])
+def test_mapillary_is_resized_as_the_published_code_does(shape: tuple[int, int]) -> None:
+    """Pillow's bicubic and nearest resizing to height 1536, and the centre."""
+    from pinmem.evaluation.protocols import _centre_square
+
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (3, shape[0] // 6, shape[1] // 6), generator=generator)
+    pixels = F.interpolate(coarse[None].float(), shape, mode="bicubic")[0].clamp(0, 255).byte()
+    labels = torch.randint(0, 19, shape, generator=generator, dtype=torch.uint8)
+    got, truth = _centre_square(pixels, labels)
+    size = (int(shape[1] / shape[0] * 1536), 1536)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BICUBIC)
+    left = round((size[0] - 1536) / 2)
+    box = (left, 0, left + 1536, 1536)
+    expected = Image.fromarray(labels.numpy()).resize(size, Image.Resampling.NEAREST).crop(box)
+    assert (truth.numpy() == np.asarray(expected)).all()
+    difference = denormalize(got).int() - torch.from_numpy(
+        np.asarray(image.crop(box)).copy()
+    ).permute(2, 0, 1)
+    assert difference.abs().max() <= 2 and (difference.abs() > 1).float().mean() < 1e-3
 
 
 def test_a_narrow_image_is_padded_with_ignored_pixels() -> None:

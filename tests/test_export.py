@@ -70,16 +70,23 @@ def run(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, *more: str) ->
     export.main()
 
 
+@pytest.mark.parametrize("form", ["torch_export", "onnx"])
 def test_a_published_checkpoint_is_exported_with_the_golden_logits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    form: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     golden = np.load(HERE / "eval_memory_r50.npz")
     source = published(tmp_path / "a.pth", build(golden, torch.float32)[0])
-    options = ("--format", "torch_export", "--model", "deeplabv3plus_r50")
-    run(monkeypatch, source, tmp_path / "a.pt2", *options)
+    out = tmp_path / ("a.onnx" if form == "onnx" else "a.pt2")
+    run(monkeypatch, source, out, "--format", form, "--model", "deeplabv3plus_r50")
     assert capsys.readouterr().out.count("largest difference") == 2
-    exported = torch.export.load(tmp_path / "a.pt2").module()
-    logits = exported(torch.from_numpy(golden["images"]))
+    images = torch.from_numpy(golden["images"])
+    if form == "onnx":
+        logits = onnx_runner(out.read_bytes())(images)
+    else:
+        logits = torch.export.load(out).module()(images)
     close("logits", logits[:, :, ::3, ::3], golden["logits"], 1e-4)
 
 

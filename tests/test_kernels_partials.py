@@ -8,12 +8,12 @@ import torch
 pytest.importorskip("triton")
 
 from pinmem.kernels import partials
-from pinmem.kernels.memory_read import backward, double_backward
+from pinmem.kernels.memory_read import double_backward, memory_gradient
 from pinmem.kernels.memory_read_project import pixel_sums
 
 from .op_cases import Shape, judge
 
-PLANS = (backward._plan, double_backward._plan, pixel_sums._plan)
+PLANS = (memory_gradient._plan, double_backward._plan, pixel_sums._plan)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: no interpreter")
@@ -22,12 +22,14 @@ PLANS = (backward._plan, double_backward._plan, pixel_sums._plan)
 def test_several_blocks_per_program(op: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partials, "_MOST_PROGRAMS", 2)
     monkeypatch.setattr(pixel_sums, "_PROGRAMS", 2)
+    monkeypatch.setattr(memory_gradient, "_PROGRAMS", {4: 2})
     for plan in PLANS:
         plan.cache_clear()
     shape = Shape(2, 9, 20, 9, 20, classes=3, channels=6)
     try:
         judge(op, shape, torch.float32, layout, "triton", "cpu")
-        _, split = backward._plan(backward.layout_of(torch.zeros(2, 6, 9, 20)), 3, "bf16x6")
+        layout = memory_gradient.layout_of(torch.zeros(2, 6, 9, 20))
+        _, split = memory_gradient._plan(layout, 3, "bf16x6")
         assert split.steps > 1 and split.programs == 2
     finally:
         for plan in PLANS:

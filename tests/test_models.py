@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -280,3 +281,12 @@ def test_state_dict_round_trip(tmp_path, images):
     assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
     with torch.no_grad():
         assert torch.equal(other.eval().predict(images), model.eval().predict(images))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
+    def get_model(name, weights=None):
+        raise URLError("no such host")
+
+    monkeypatch.setattr("torchvision.models.get_model", get_model)
+    with pytest.raises(ValueError, match=r"^weights: got imagenet, which cannot be .* \(no such"):
+        build_model("deeplabv3plus_r18", 5, weights="imagenet")

@@ -158,6 +158,17 @@ def test_patterns_and_files_named_twice(network: Path, tmp_path: Path, monkeypat
     assert (tmp_path / "o/x/deep/b_labels.png").exists()
 
 
+def test_linked_folders_are_taken_and_loops_are_not(network: Path, tmp_path: Path, monkeypatch):
+    picture(tmp_path / "elsewhere/deep/a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/deep/again").symlink_to(tmp_path / "in")
+    options = ("--images", tmp_path / "in", "--recursive", "--out", tmp_path / "out")
+    assert call(monkeypatch, "--checkpoint", network, *options, "--save", "labels") == 0
+    found = [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.png")]
+    assert found == [Path("link/deep/a_labels.png")]
+
+
 def test_results_below_the_pictures_are_not_read(network: Path, tmp_path: Path, monkeypatch):
     picture(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)

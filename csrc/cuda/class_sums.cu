@@ -1,10 +1,10 @@
 // Per-class sums of normalised features under soft labels (docs/math.md 3).
 //
 // Bytes, for N pixels of C channels of e bytes: forward reads N C e and four labels a pixel, and
-// writes and reads one partial sum [K,C] of 4 bytes an element for every two tiles of 32 pixels (at
-// most 512); backward reads and writes N C e. Operations: 4 multiply-adds an element, far below the
-// bytes. At N=18,432, C=256, bfloat16 the floor is 9.4 MB, 2.3 us at 4.1 TB/s; the launches cost as
-// much. Launches: 2 forward, 1 backward, 3 second order.
+// writes and reads one partial sum [K,C] of 4 bytes an element for every tile of 128 bytes of
+// pixels (at most 396); backward reads and writes N C e. Operations: 4 multiply-adds an element,
+// far below the bytes. At N=18,432, C=256, bfloat16 the floor is 9.4 MB, 2.3 us at 4.1 TB/s; the
+// launches cost as much. Launches: 2 forward, 1 backward, 3 second order.
 #include <tuple>
 
 #include "class_sums_block.h"
@@ -16,8 +16,13 @@ namespace {
 
 using namespace class_sums_op;
 
-/// A tile leaves room for the sums of 19 classes, and for another block.
-constexpr int64_t kMostTileBytes = 64 << 10;
+/// Next to tiles and sums lie the classes of the pixels and shares of their norms.
+constexpr int64_t kMostTileBytes = Stream::kMostShared - (24 << 10);
+
+template <class T>
+int64_t tile_bytes(const Tiles<T>& tiles, int64_t maps) {
+  return ceil_div(maps * tiles.elements() * static_cast<int64_t>(sizeof(T)), 16) * 16;
+}
 
 SoftLabels soft_labels(const Map& map, const Tensor& labels, int64_t num_classes,
                        int64_t ignore_index) {
@@ -27,58 +32,58 @@ SoftLabels soft_labels(const Map& map, const Tensor& labels, int64_t num_classes
           map.pixels()};
 }
 
+/// Tiles of as many groups of pixels as leave room for `sum_bytes`, or for nothing else.
+template <class T>
+Tiles<T> tiles_of(const Map& map, int64_t maps, int64_t sum_bytes) {
+  constexpr int kSize = Vector16<T>::size;
+  Tiles<T> tiles{};
+  tiles.runs = runs_of(map);
+  tiles.channels = static_cast<int>(map.channels);
+  tiles.aligned = vectors_fit<T>(tiles.runs, map.channels);
+  for (tiles.groups = kMostGroups; tiles.groups > 0; tiles.groups /= 2) {
+    // In NCHW an odd number of vectors, since threads read along the channels.
+    tiles.pitch = kSize * (tiles.runs.channels_last ? tiles.vectors() : tiles.groups | 1);
+    if (tile_bytes(tiles, maps) + (tiles.groups > 1 ? sum_bytes : 0) <= kMostTileBytes) break;
+  }
+  STD_TORCH_CHECK(tiles.groups > 0, "features: got ", map.channels,
+                  " channels, more than a GPU's shared memory holds of ", kSize, " pixels");
+  return tiles;
+}
+
 /// sums (and mass, in the forward pass) of the features, or of their normalisation's derivative
 /// along a tangent.
 template <class T>
 void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int64_t num_classes,
               const T* features, const T* tangent, const Tensor& sums, const Tensor* mass) {
   using A = accumulator_t<T>;
-  constexpr int kSize = Vector16<T>::size;
-  const auto element = static_cast<int64_t>(sizeof(T));
   const int64_t maps = tangent == nullptr ? 1 : 2;
+  const int64_t size = num_classes * (map.channels + 1);
+  const int64_t sum_bytes = size * static_cast<int64_t>(sizeof(A));
   Sums<T> task{};
-  task.runs = runs_of(map);
+  // Sums that leave room for a tile.
+  task.shared_sums = sum_bytes <= kMostTileBytes / 2;
+  task.tiles = tiles_of<T>(map, maps, task.shared_sums ? sum_bytes : 0);
+  task.tiles.aligned = task.tiles.aligned && aligned16(features) && aligned16(tangent);
   task.soft = soft;
-  task.channels = static_cast<int>(map.channels);
   task.num_classes = static_cast<int>(num_classes);
   task.features = features;
   task.tangent = tangent;
-  task.aligned =
-      vectors_fit<T>(task.runs, map.channels) && aligned16(features) && aligned16(tangent);
-  // In NCHW an odd number of words, since threads read along the channels.
-  const int a_word = element == 2 ? 2 : 1;
-  const auto tile_bytes_of = [&](int pixels) {
-    task.tile_pixels = pixels;
-    task.pitch =
-        static_cast<int>(task.runs.channels_last ? ceil_div(map.channels, kSize) * kSize
-                                                 : (ceil_div(pixels, a_word) | 1) * a_word);
-    return ceil_div(maps * task.tile_elements() * element, 16) * 16;
-  };
-  int64_t tile_bytes = tile_bytes_of(kTilePixels);
-  while (tile_bytes > kMostTileBytes && task.tile_pixels > 1) {
-    tile_bytes = tile_bytes_of(task.tile_pixels / 2);
-  }
-  // Next to a tile lie the labels and scales of its pixels.
-  constexpr int64_t kMostBytes = Stream::kMostShared - (4 << 10);
-  STD_TORCH_CHECK(tile_bytes <= kMostBytes, "features: got ", map.channels,
-                  " channels, more than a GPU's shared memory holds of one pixel");
-  const Shares shares = share_tiles(task.runs.tiles(task.tile_pixels), task.size());
-  task.tiles = task.runs.tiles(task.tile_pixels);
+  const Shares shares = share_tiles(task.tiles.count(), size);
   task.tiles_each = shares.tiles_each;
-  const int64_t sum_bytes = task.size() * static_cast<int64_t>(sizeof(A));
-  task.shared_sums = tile_bytes + sum_bytes <= kMostBytes;
+  task.shared_sums = task.shared_sums && tile_bytes(task.tiles, maps) + sum_bytes <= kMostTileBytes;
 
   Scratch scratch;
-  const int64_t partials = scratch.take<A>(shares.count * task.size());
+  const int64_t partials = scratch.take<A>(shares.count * size);
   scratch.allocate(sums);
   task.partials = scratch.at<A>(partials);
   stream.launch(tangent == nullptr ? class_sums_block<T, false> : class_sums_block<T, true>,
-                shares.count, kThreads, tile_bytes + (task.shared_sums ? sum_bytes : 0), task);
+                shares.count, kThreads,
+                tile_bytes(task.tiles, maps) + (task.shared_sums ? sum_bytes : 0), task);
 
   PartialSums<A> total{};
   total.partials = task.partials;
   total.count = shares.count;
-  total.stride = task.size();
+  total.stride = size;
   total.split = num_classes * map.channels;
   total.size = total.split + (mass == nullptr ? 0 : num_classes);
   total.first = write<A>(sums);
@@ -90,18 +95,23 @@ void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int6
 template <class T>
 void run_gradient(const Stream& stream, const Map& map, const SoftLabels& soft, const T* features,
                   const T* tangent, const Tensor& grad_sums, const Tensor& gradient) {
+  const int64_t maps = tangent == nullptr ? 1 : 2;
   Gradient<T> task{};
-  task.runs = runs_of(map);
+  task.tiles = tiles_of<T>(map, maps, 0);
   task.soft = soft;
-  task.channels = static_cast<int>(map.channels);
   task.features = features;
   task.tangent = tangent;
   task.grad_sums = read<accumulator_t<T>>(grad_sums);
   task.gradient = write<T>(gradient);
-  task.aligned = vectors_fit<T>(task.runs, map.channels) && aligned16(features) &&
-                 aligned16(tangent) && aligned16(task.grad_sums) && aligned16(task.gradient);
-  stream.launch(tangent == nullptr ? class_sums_gradient<T, false> : class_sums_gradient<T, true>,
-                task.runs.tiles(kTilePixels), kThreads, 0, task);
+  task.tiles.aligned = task.tiles.aligned && aligned16(features) && aligned16(tangent) &&
+                       aligned16(task.grad_sums) && aligned16(task.gradient);
+  const bool last = task.tiles.runs.channels_last;
+  const auto kernel =
+      tangent == nullptr
+          ? (last ? class_sums_gradient<T, false, true> : class_sums_gradient<T, false, false>)
+          : (last ? class_sums_gradient<T, true, true> : class_sums_gradient<T, true, false>);
+  stream.launch(kernel, task.tiles.count(), kThreads, last ? 0 : tile_bytes(task.tiles, maps),
+                task);
 }
 
 void check_sums(const char* name, const Tensor& sums, int64_t num_classes, const Map& map) {

@@ -1,154 +1,204 @@
 // The sums of class_sums, and their derivative along a tangent of the features.
 //
-// A block brings a tile of pixels to shared memory once, takes their norms, and then every thread
-// owns a channel: it goes through the pixels with a register for the class at hand, which it adds
-// to the block's sums when the class changes. All threads see the same classes, so they never
-// diverge, and no two write to the same place.
+// A block brings a tile of pixels to shared memory once and takes their norms. A warp then finds
+// the classes of a group of pixels, mostly one, and their weights. Last, every thread owns a
+// channel and goes through the groups: a multiply-add a pixel, with a register for the sum of the
+// class at hand, which it adds to the block's sums when the class changes. All threads see the
+// same classes, so they never diverge, and no two write to the same place.
 #pragma once
 
-#include "class_sums_labels.h"
-#include "features.h"
+#include "class_sums_tile.h"
 
 namespace pinmem {
 namespace class_sums_op {
 
+inline constexpr int kSlots = 8;
+
 template <class T>
 struct Sums {
   using A = accumulator_t<T>;
-  Runs runs;
+  Tiles<T> tiles;
   SoftLabels soft;
-  int channels, num_classes;
-  int tile_pixels, pitch;  // of a tile in shared memory
-  bool aligned;
+  int num_classes;
   const T* features;
   const T* tangent;  // second order: lies as the features do
-  int64_t tiles, tiles_each;
+  int64_t tiles_each;
   bool shared_sums;
   A* partials;  // of every block: sums [K,C], then masses [K]
 
   __host__ __device__ int64_t size() const {
-    return static_cast<int64_t>(num_classes) * (channels + 1);
-  }
-  __host__ __device__ int tile_elements() const {
-    return runs.channels_last ? tile_pixels * pitch : channels * pitch;
+    return static_cast<int64_t>(num_classes) * (tiles.channels + 1);
   }
 };
 
-/// What a pixel's feature is multiplied with to be normalised (second order: and its tangent).
-template <class A>
-struct PixelScale {
-  A feature, tangent;
+/// x.x and x.v of the pixels of a tile, as each warp has them.
+template <class A, int kPixels, int kTerms>
+struct NormShares {
+  A at[kTerms][kWarps][kPixels];
 };
 
-/// Copies a tile of a map to shared memory as it lies: [pixel][channel] or [channel][pixel].
-template <class T>
-__device__ void load_tile(const Sums<T>& task, const PixelTile& tile, const T* from, T* to) {
+/// Writes the sums over channels of this thread's own vectors; returns how many shares a pixel has.
+template <class T, bool kSecond, int kPixels, class A>
+__device__ __forceinline__ int norm_shares(const Tiles<T>& tiles, const T* features,
+                                           const T* tangent,
+                                           NormShares<A, kPixels, kSecond ? 2 : 1>& shares) {
   constexpr int kSize = Vector16<T>::size;
-  const int inner = task.runs.channels_last ? task.channels : tile.count;
-  const int outer = task.runs.channels_last ? tile.count : task.channels;
-  const int64_t first = task.runs.offset(tile.image, tile.begin, 0, task.channels);
-  const int64_t step = task.runs.channels_last ? task.channels : task.runs.pixels;
-  // A tile's last vector may reach past its pixels only where the run does too.
-  if (task.aligned && inner % kSize == 0) {
-    const unsigned vectors = static_cast<unsigned>(inner) / kSize;
-    for (unsigned i = threadIdx.x; i < vectors * outer; i += kThreads) {
-      const unsigned o = i / vectors, v = (i - o * vectors) * kSize;
-      const auto vector = *reinterpret_cast<const Vector16<T>*>(from + first + o * step + v);
-      T* place = to + o * task.pitch + v;
-      if (task.runs.channels_last) {
-        *reinterpret_cast<Vector16<T>*>(place) = vector;
-      } else {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  A x[kSize], v[kSize];
+  if (tiles.runs.channels_last) {
+    for (int p = warp; p < tiles.pixels(); p += kWarps) {
+      A squared = 0, product = 0;
+      for (int at = lane; at < tiles.vectors(); at += kWarp) {
+        widen_vector<T, A>(features + p * tiles.pitch + at * kSize, x);
+        if (kSecond) widen_vector<T, A>(tangent + p * tiles.pitch + at * kSize, v);
 #pragma unroll
-        for (int k = 0; k < kSize; ++k) place[k] = vector.at[k];
+        for (int i = 0; i < kSize; ++i) {
+          squared += x[i] * x[i];
+          if (kSecond) product += x[i] * v[i];
+        }
+      }
+      squared = warp_sum(squared);
+      if (kSecond) product = warp_sum(product);
+      if (lane == 0) {
+        shares.at[0][0][p] = squared;
+        if (kSecond) shares.at[kSecond ? 1 : 0][0][p] = product;
       }
     }
-    return;
+    return 1;
   }
-  for (unsigned i = threadIdx.x; i < static_cast<unsigned>(inner * outer); i += kThreads) {
-    const unsigned o = i / static_cast<unsigned>(inner), n = i - o * inner;
-    to[o * task.pitch + n] = from[first + o * step + n];
+  A squared[kSize] = {}, product[kSize] = {};
+  tiles.each([&](int row, int group) {
+    widen_vector<T, A>(features + row * tiles.pitch + group * kSize, x);
+    if (kSecond) widen_vector<T, A>(tangent + row * tiles.pitch + group * kSize, v);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      squared[i] += x[i] * x[i];
+      if (kSecond) product[i] += x[i] * v[i];
+    }
+  });
+  sum_groups(tiles.groups, squared);
+  if (kSecond) sum_groups(tiles.groups, product);
+  if (lane < tiles.groups) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      shares.at[0][warp][lane * kSize + i] = squared[i];
+      if (kSecond) shares.at[kSecond ? 1 : 0][warp][lane * kSize + i] = product[i];
+    }
   }
+  return kWarps;
 }
 
 template <class T, bool kSecond>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || kSecond ? 2 : kBlocksAtOnce)
     class_sums_block(const __grid_constant__ Sums<T> task) {
   using A = accumulator_t<T>;
-  __shared__ SoftLabel<A> soft[kTilePixels];
-  __shared__ PixelScale<A> scales[kTilePixels];
+  constexpr int kSize = Vector16<T>::size;
+  constexpr int kScales = kSecond ? 2 : 1;
+  __shared__ GroupClasses<A, kSize, kSlots, kScales> classes[kMostGroups];
+  __shared__ NormShares<A, kMostGroups * kSize, kScales> shares;
+  const Tiles<T>& tiles = task.tiles;
   T* tile_features = dynamic_shared<T>();
-  T* tile_tangent = tile_features + task.tile_elements();
+  T* tile_tangent = tile_features + tiles.elements();
   A* own = task.partials + blockIdx.x * task.size();
   A* sums = task.shared_sums
-                ? reinterpret_cast<A*>(tile_features + (kSecond ? 2 : 1) * task.tile_elements())
+                ? reinterpret_cast<A*>(tile_features + (kSecond ? 2 : 1) * tiles.elements())
                 : own;
   const int size = static_cast<int>(task.size());
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int pixel_step = task.runs.channels_last ? task.pitch : 1;
-  const int channel_step = task.runs.channels_last ? 1 : task.pitch;
-  for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) sums[i] = 0;
+  const int channel_step = tiles.runs.channels_last ? 1 : tiles.pitch;
+  const int pixel_step = tiles.runs.channels_last ? tiles.pitch : 1;
+  A* masses = sums + task.num_classes * tiles.channels;
 
   const int64_t begin = blockIdx.x * task.tiles_each;
-  const int64_t end = begin + task.tiles_each < task.tiles ? begin + task.tiles_each : task.tiles;
+  const int64_t all = tiles.count();
+  const int64_t end = begin + task.tiles_each < all ? begin + task.tiles_each : all;
   for (int64_t index = begin; index < end; ++index) {
-    const PixelTile tile(task.runs, index, task.tile_pixels);
-    __syncthreads();
-    load_tile(task, tile, task.features, tile_features);
-    if (kSecond) load_tile(task, tile, task.tangent, tile_tangent);
-    if (static_cast<int>(threadIdx.x) < tile.count) {
-      soft[threadIdx.x] = task.soft.template load<A>(tile.image, tile.begin + threadIdx.x);
+    const PixelTile tile(tiles.runs, index, tiles.pixels());
+    tiles.load(tile, task.features, tile_features);
+    if (kSecond) tiles.load(tile, task.tangent, tile_tangent);
+    if (index == begin) {
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) sums[i] = 0;
     }
+    // A lane a tap of the warp's pixels.
+    const int pixel = warp * kSize + lane / 4;
+    Tap<A> tap{-1, 0};
+    if (warp < tiles.groups && lane < 4 * kSize && pixel < tile.count) {
+      tap = task.soft.template load<A>(tile.image, tile.begin + pixel, lane % 4);
+    }
+    wait_for_copies();
+    const int norms =
+        norm_shares<T, kSecond, kMostGroups * kSize>(tiles, tile_features, tile_tangent, shares);
     __syncthreads();
-    for (int p = warp; p < tile.count; p += kThreads / kWarp) {
+    A scale[kScales];
+    if (warp < tiles.groups) {
+      const int at = warp * kSize + lane / 4 % kSize;
       A squared = 0, product = 0;
-      for (int c = lane; c < task.channels; c += kWarp) {
-        const int at = p * pixel_step + c * channel_step;
-        const A x = widen(tile_features[at]);
-        squared += x * x;
-        if (kSecond) product += x * widen(tile_tangent[at]);
+      for (int i = 0; i < norms; ++i) {
+        squared += shares.at[0][i][at];
+        if (kSecond) product += shares.at[kScales - 1][i][at];
       }
-      squared = warp_sum(squared);
-      if (kSecond) product = warp_sum(product);
       bool linear;
       const A r = inverse_norm(squared, linear);
-      if (lane == 0) {
-        scales[p].feature = !kSecond ? r : linear ? A(0) : -r * r * (r * product);
-        scales[p].tangent = r;
-      }
+      scale[kScales - 1] = r;
+      if (kSecond) scale[0] = linear ? A(0) : -r * r * (r * product);
     }
-    __syncthreads();
-    // Channel C stands for the constant 1: its sums are the masses.
-    for (int c = static_cast<int>(threadIdx.x); c < task.channels + (kSecond ? 0 : 1);
-         c += kThreads) {
-      A* to = sums + (c < task.channels ? c : task.num_classes * task.channels);
-      const int class_step = c < task.channels ? task.channels : 1;
-      int at_hand = -1;
-      A sum = 0;
-      for (int p = 0; p < tile.count; ++p) {
-        A q = 1;
-        if (c < task.channels) {
-          const int at = p * pixel_step + c * channel_step;
-          q = scales[p].feature * widen(tile_features[at]);
-          if (kSecond) q += scales[p].tangent * widen(tile_tangent[at]);
-        }
+    bool more = true;
+    while (more) {
+      if (warp < tiles.groups) classes[warp].gather(tap, scale);
+      __syncthreads();
+      for (int c = static_cast<int>(threadIdx.x); c < tiles.channels; c += kThreads) {
+        A* to = sums + c;
+        const T* from = tile_features + c * channel_step;
+        const T* from_tangent = tile_tangent + c * channel_step;
+        int at_hand = -1;
+        A sum = 0, mass = 0;
+        const auto flush = [&] {
+          if (at_hand < 0) return;
+          to[at_hand * tiles.channels] += sum;
+          if (c == 0) masses[at_hand] += mass;
+        };
+        for (int group = 0; group < tiles.groups; ++group) {
+          const auto& found = classes[group];
+          const int count = found.count;
+          if (count == 0) continue;
+          A x[kSize], v[kSize];
+          if (tiles.runs.channels_last) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int label = soft[p].label[e];
-          if (label < 0) continue;
-          if (label != at_hand) {
-            if (at_hand >= 0) to[at_hand * class_step] += sum;
-            at_hand = label;
-            sum = 0;
+            for (int i = 0; i < kSize; ++i) {
+              x[i] = widen(from[(group * kSize + i) * pixel_step]);
+              if (kSecond) v[i] = widen(from_tangent[(group * kSize + i) * pixel_step]);
+            }
+          } else {
+            widen_vector<T, A>(from + group * kSize, x);
+            if (kSecond) widen_vector<T, A>(from_tangent + group * kSize, v);
           }
-          sum += soft[p].weight[e] * q;
+          for (int slot = 0; slot < count; ++slot) {
+            const int label = found.label[slot];
+            if (label != at_hand) {
+              flush();
+              at_hand = label;
+              sum = mass = 0;
+            }
+            A term = 0;
+#pragma unroll
+            for (int i = 0; i < kSize; ++i) {
+              term += found.weight[slot][0][i] * x[i];
+              if (kSecond) term += found.weight[slot][kScales - 1][i] * v[i];
+            }
+            sum += term;
+            if (c == 0) mass += found.mass[slot];
+          }
         }
+        flush();
       }
-      if (at_hand >= 0) to[at_hand * class_step] += sum;
+      more = false;
+      for (int group = 0; group < tiles.groups; ++group) more = more || classes[group].more;
+      __syncthreads();
     }
   }
   if (!task.shared_sums) return;
-  __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < size; i += kThreads) own[i] = sums[i];
 }
 

@@ -1,9 +1,9 @@
 // The gradient of class_sums for the features, first and second order: a sum over the channels of a
-// pixel, and a combination of its vectors with the factors that follow from that.
+// pixel, and a combination of its vectors with the factors that follow from that. A block takes a
+// tile of pixels. In NCHW it lies in shared memory, and a thread takes what it has copied itself.
 #pragma once
 
-#include "class_sums_labels.h"
-#include "features.h"
+#include "class_sums_tile.h"
 
 namespace pinmem {
 namespace class_sums_op {
@@ -11,10 +11,8 @@ namespace class_sums_op {
 template <class T>
 struct Gradient {
   using A = accumulator_t<T>;
-  Runs runs;
+  Tiles<T> tiles;
   SoftLabels soft;
-  int channels;
-  bool aligned;
   const T* features;
   const T* tangent;    // second order
   const A* grad_sums;  // [K,C]
@@ -43,150 +41,189 @@ __device__ __forceinline__ Factors<A> factors_of(const Products<A>& sums) {
   return {-r * r * qv, r * r * (r * (3 * qv * qe - sums.ve)), -r * r * qe};
 }
 
-/// The cotangent of a normalised feature, channels c .. c + kSize: the sums' cotangents, weighted.
-template <int kSize, class A>
-__device__ __forceinline__ void cotangent_of(const SoftLabel<A>& soft, const A* grad_sums,
-                                             int channels, int c, bool aligned, A (&e)[kSize]) {
-  constexpr int kPart = Vector16<A>::size;
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) e[i] = 0;
-#pragma unroll
-  for (int a = 0; a < 4; ++a) {
-    if (soft.label[a] < 0) continue;
-    const A* row = grad_sums + static_cast<int64_t>(soft.label[a]) * channels + c;
-    if (kSize >= kPart && aligned) {
-#pragma unroll
-      for (int i = 0; i < kSize; i += kPart) {
-        const auto part = *reinterpret_cast<const Vector16<A>*>(row + i);
-#pragma unroll
-        for (int j = 0; j < kPart && i + j < kSize; ++j) e[i + j] += soft.weight[a] * part.at[j];
-      }
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (c + i < channels) e[i] += soft.weight[a] * row[i];
-    }
-  }
-}
+/// All classes of a group of pixels.
+template <class T>
+using GradientClasses = GroupClasses<accumulator_t<T>, Vector16<T>::size, 4 * Vector16<T>::size, 1>;
 
-template <bool kSecond, int kSize, class A>
-__device__ __forceinline__ void add_products(const A (&x)[kSize], const A (&v)[kSize],
-                                             const A (&e)[kSize], Products<A>& sums) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    sums.xx += x[i] * x[i];
-    sums.xe += x[i] * e[i];
-    if (kSecond) {
-      sums.xv += x[i] * v[i];
-      sums.ve += v[i] * e[i];
-    }
-  }
-}
+/// What the threads of a block tell each other of a tile.
+template <class T>
+struct GradientShares {
+  using A = accumulator_t<T>;
+  static constexpr int kPixels = kMostGroups * Vector16<T>::size;
+  Products<A> products[kWarps][kPixels];
+  Factors<A> factors[kPixels];
+};
 
-/// channels_last: a warp a pixel, 16 bytes a lane.
+/// channels_last: a warp a pixel, which it reads itself.
 template <class T, bool kSecond>
 __device__ void gradient_by_pixel(const Gradient<T>& task, const PixelTile& tile,
-                                  const SoftLabel<accumulator_t<T>>* soft) {
+                                  const GradientClasses<T>* classes) {
   using A = accumulator_t<T>;
   constexpr int kSize = Vector16<T>::size;
+  const Tiles<T>& tiles = task.tiles;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int p = warp; p < tile.count; p += kThreads / kWarp) {
-    const int64_t at = task.runs.offset(tile.image, tile.begin + p, 0, task.channels);
+  for (int p = static_cast<int>(threadIdx.x) / kWarp; p < tile.count; p += kWarps) {
+    const auto& found = classes[p / kSize];
+    const int64_t at = tiles.runs.offset(tile.image, tile.begin + p, 0, tiles.channels);
     Products<A> sums{0, 0, 0, 0};
     A x[kSize], v[kSize] = {}, e[kSize];
     const auto load = [&](int c) {
-      load_vector<T, A>(task.features + at + c, task.channels - c, task.aligned, x);
-      if (kSecond) {
-        load_vector<T, A>(task.tangent + at + c, task.channels - c, task.aligned, v);
+      load_vector<T, A>(task.features + at + c, tiles.channels - c, tiles.aligned, x);
+      if (kSecond) load_vector<T, A>(task.tangent + at + c, tiles.channels - c, tiles.aligned, v);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) e[i] = 0;
+      for (int slot = 0; slot < found.count; ++slot) {
+        const A weight = found.weight[slot][0][p % kSize];
+        if (weight == 0) continue;
+        A row[kSize];
+        load_elements(task.grad_sums + static_cast<int64_t>(found.label[slot]) * tiles.channels + c,
+                      tiles.channels - c, tiles.aligned, row);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) e[i] += weight * row[i];
       }
-      cotangent_of<kSize, A>(soft[p], task.grad_sums, task.channels, c, task.aligned, e);
     };
-    for (int c = lane * kSize; c < task.channels; c += kWarp * kSize) {
+    for (int c = lane * kSize; c < tiles.channels; c += kWarp * kSize) {
       load(c);
-      add_products<kSecond, kSize, A>(x, v, e, sums);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        sums.xx += x[i] * x[i];
+        sums.xe += x[i] * e[i];
+        if (kSecond) sums.xv += x[i] * v[i];
+        if (kSecond) sums.ve += v[i] * e[i];
+      }
     }
     sums.xx = warp_sum(sums.xx);
     sums.xe = warp_sum(sums.xe);
-    if (kSecond) {
-      sums.xv = warp_sum(sums.xv);
-      sums.ve = warp_sum(sums.ve);
-    }
+    if (kSecond) sums.xv = warp_sum(sums.xv);
+    if (kSecond) sums.ve = warp_sum(sums.ve);
     const Factors<A> factors = factors_of<kSecond>(sums);
-    for (int c = lane * kSize; c < task.channels; c += kWarp * kSize) {
+    T* to = task.gradient + at;
+    for (int c = lane * kSize; c < tiles.channels; c += kWarp * kSize) {
       // Of a feature that fits one step the registers still hold it.
-      if (task.channels > kWarp * kSize) load(c);
+      if (tiles.channels > kWarp * kSize) load(c);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         x[i] = factors.cotangent * e[i] + factors.feature * x[i];
         if (kSecond) x[i] += factors.tangent * v[i];
       }
-      store_vector<T, A>(task.gradient + at + c, task.channels - c, task.aligned, x);
+      store_vector<T, A>(to + c, tiles.channels - c, tiles.aligned, x);
     }
   }
 }
 
-/// NCHW: a lane a pixel, the warps share the channels.
+/// NCHW: a thread goes through channels of one group of pixels. Synchronises.
 template <class T, bool kSecond>
 __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile,
-                                  const SoftLabel<accumulator_t<T>>* soft) {
+                                  const GradientClasses<T>* classes, const T* features,
+                                  const T* tangent) {
   using A = accumulator_t<T>;
-  constexpr int kWarps = kThreads / kWarp;
-  __shared__ Products<A> shares[kWarps][kTilePixels];
-  const int p = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const bool inside = p < tile.count;
-  const SoftLabel<A> label = soft[inside ? p : 0];
-  const int64_t at = task.runs.offset(tile.image, tile.begin + p, 0, task.channels);
-  Products<A> sums{0, 0, 0, 0};
-  A x[1], v[1] = {0}, e[1];
-  const auto load = [&](int c) {
-    x[0] = widen(task.features[at + c * task.runs.pixels]);
-    if (kSecond) v[0] = widen(task.tangent[at + c * task.runs.pixels]);
-    cotangent_of<1, A>(label, task.grad_sums, task.channels, c, false, e);
+  constexpr int kSize = Vector16<T>::size;
+  const Tiles<T>& tiles = task.tiles;
+  const int thread = static_cast<int>(threadIdx.x);
+  __shared__ GradientShares<T> shared;
+  const auto& found = classes[thread % tiles.groups];
+  const int count = found.count;
+  A x[kSize], v[kSize] = {}, e[kSize];
+  const auto load = [&](int c, int group) {
+    widen_vector<T, A>(features + c * tiles.pitch + group * kSize, x);
+    if (kSecond) widen_vector<T, A>(tangent + c * tiles.pitch + group * kSize, v);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) e[i] = 0;
+    for (int slot = 0; slot < count; ++slot) {
+      const A value = task.grad_sums[static_cast<int64_t>(found.label[slot]) * tiles.channels + c];
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) e[i] += found.weight[slot][0][i] * value;
+    }
   };
-  if (inside) {
-#pragma unroll 4
-    for (int c = warp; c < task.channels; c += kWarps) {
-      load(c);
-      add_products<kSecond, 1, A>(x, v, e, sums);
+  {
+    A xx[kSize] = {}, xe[kSize] = {}, xv[kSize] = {}, ve[kSize] = {};
+    tiles.each([&](int c, int group) {
+      load(c, group);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        xx[i] += x[i] * x[i];
+        xe[i] += x[i] * e[i];
+        if (kSecond) xv[i] += x[i] * v[i];
+        if (kSecond) ve[i] += v[i] * e[i];
+      }
+    });
+    sum_groups(tiles.groups, xx);
+    sum_groups(tiles.groups, xe);
+    if (kSecond) sum_groups(tiles.groups, xv);
+    if (kSecond) sum_groups(tiles.groups, ve);
+    const int lane = thread % kWarp;
+    if (lane < tiles.groups) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        shared.products[thread / kWarp][lane * kSize + i] = {xx[i], xe[i], xv[i], ve[i]};
+      }
     }
   }
-  shares[warp][p] = sums;
   __syncthreads();
-  sums = shares[0][p];
-  for (int other = 1; other < kWarps; ++other) {
-    sums.xx += shares[other][p].xx;
-    sums.xe += shares[other][p].xe;
-    sums.xv += shares[other][p].xv;
-    sums.ve += shares[other][p].ve;
+  if (thread < tiles.pixels()) {
+    Products<A> sums = shared.products[0][thread];
+    for (int other = 1; other < kWarps; ++other) {
+      const Products<A> share = shared.products[other][thread];
+      sums.xx += share.xx;
+      sums.xe += share.xe;
+      sums.xv += share.xv;
+      sums.ve += share.ve;
+    }
+    shared.factors[thread] = factors_of<kSecond>(sums);
   }
-  if (!inside) return;
-  const Factors<A> factors = factors_of<kSecond>(sums);
-#pragma unroll 4
-  for (int c = warp; c < task.channels; c += kWarps) {
-    load(c);
-    A value = factors.cotangent * e[0] + factors.feature * x[0];
-    if (kSecond) value += factors.tangent * v[0];
-    task.gradient[at + c * task.runs.pixels] = narrow<T>(value);
-  }
+  __syncthreads();
+  Factors<A> factors[kSize];
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) factors[i] = shared.factors[thread % tiles.groups * kSize + i];
+  T* to = task.gradient + tiles.runs.offset(tile.image, tile.begin, 0, tiles.channels);
+  tiles.each([&](int c, int group) {
+    const int valid = tile.count - group * kSize;
+    if (valid <= 0) return;
+    load(c, group);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      x[i] = factors[i].cotangent * e[i] + factors[i].feature * x[i];
+      if (kSecond) x[i] += factors[i].tangent * v[i];
+    }
+    store_vector<T, A>(to + c * tiles.runs.pixels + group * kSize, valid,
+                       tiles.aligned && valid >= kSize, x);
+  });
 }
 
-template <class T, bool kSecond>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+template <class T, bool kSecond, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8  ? 1
+                                            : kChannelsLast ? 4
+                                            : kSecond       ? 2
+                                                            : kBlocksAtOnce)
     class_sums_gradient(const __grid_constant__ Gradient<T> task) {
   using A = accumulator_t<T>;
-  __shared__ SoftLabel<A> soft[kTilePixels];
-  const PixelTile tile(task.runs, blockIdx.x, kTilePixels);
-  if (static_cast<int>(threadIdx.x) < tile.count) {
-    soft[threadIdx.x] = task.soft.template load<A>(tile.image, tile.begin + threadIdx.x);
+  constexpr int kSize = Vector16<T>::size;
+  __shared__ GradientClasses<T> classes[kMostGroups];
+  const Tiles<T>& tiles = task.tiles;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  T* features = dynamic_shared<T>();
+  T* tangent = features + tiles.elements();
+  const PixelTile tile(tiles.runs, blockIdx.x, tiles.pixels());
+  if (!kChannelsLast) {
+    tiles.load(tile, task.features, features);
+    if (kSecond) tiles.load(tile, task.tangent, tangent);
   }
+  if (warp < tiles.groups) {
+    const int pixel = warp * kSize + lane / 4;
+    Tap<A> tap{-1, 0};
+    if (lane < 4 * kSize && pixel < tile.count) {
+      tap = task.soft.template load<A>(tile.image, tile.begin + pixel, lane % 4);
+    }
+    const A scale[1] = {1};
+    classes[warp].gather(tap, scale);
+  }
+  wait_for_copies();
   __syncthreads();
-  if (task.runs.channels_last) {
-    gradient_by_pixel<T, kSecond>(task, tile, soft);
+  if constexpr (kChannelsLast) {
+    gradient_by_pixel<T, kSecond>(task, tile, classes);
   } else {
-    gradient_by_plane<T, kSecond>(task, tile, soft);
+    gradient_by_plane<T, kSecond>(task, tile, classes, features, tangent);
   }
 }
 

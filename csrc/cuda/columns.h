@@ -8,6 +8,8 @@
 // constants wherever a thread goes through its classes: addresses are then immediates.
 #pragma once
 
+#include <type_traits>
+
 #include "upsampling.h"
 
 namespace pinmem {
@@ -22,30 +24,9 @@ struct Logits {
   int64_t image, channel, row, column;  // strides
 };
 
-/// How threads share out a matrix of outer x inner elements, neighbours along `inner`; planned on
-/// the host, so that a step needs no division.
-struct WalkPlan {
-  int outer, inner, outer_step, inner_step;
-};
-
-inline WalkPlan plan_walk(int64_t outer, int64_t inner, int threads) {
-  const int extent = static_cast<int>(inner);
-  return {static_cast<int>(outer), extent, threads / extent, threads % extent};
-}
-
-struct Walk {
+/// A matrix of outer x inner elements, neighbours along `inner`.
+struct Extents {
   int outer, inner;
-  __device__ __forceinline__ explicit Walk(const WalkPlan& plan)
-      : outer(static_cast<int>(threadIdx.x) / plan.inner),
-        inner(static_cast<int>(threadIdx.x) - outer * plan.inner) {}
-  __device__ __forceinline__ void next(const WalkPlan& plan) {
-    outer += plan.outer_step;
-    inner += plan.inner_step;
-    if (inner >= plan.inner) {
-      inner -= plan.inner;
-      ++outer;
-    }
-  }
 };
 
 /// The shape of the work, the same for all blocks.
@@ -56,9 +37,10 @@ struct Grid {
   int columns_log2;  // columns of a warp
   int classes_a_lane;
   Pieces bands, strips;
+  int most_rows;                  // of a band
   int most_staged, most_emitted;  // source columns of a strip: read, and added to
   bool channels_last;
-  WalkPlan staging, emitting;
+  Extents staging;
 
   __host__ __device__ int64_t blocks() const { return batch * bands.count * strips.count; }
   __host__ __device__ int columns() const { return kColumnThreads / groups; }
@@ -162,30 +144,101 @@ __device__ void fill_band_rows(const Grid& grid, const Piece& piece, BandRow<A>*
   }
 }
 
-/// Fills staged columns with `missing`, which classes past the last keep.
-template <class A>
-__device__ void clear_staged(const Grid& grid, A missing, A* staged) {
-  for (int i = static_cast<int>(threadIdx.x); i < grid.staged_elements(); i += kColumnThreads) {
-    staged[i] = missing;
+/// A row of source pixels on its way to shared memory, [column][class]: loads start early, and
+/// their values are put down when they are needed. Elements past kAhead a thread are loaded then.
+inline constexpr int kAhead = 6;
+
+/// Where a thread's elements of a staged row come from, less the row, and where they go; the same
+/// for all rows, and read by the thread that wrote it.
+struct StagingTable {
+  int64_t from[kAhead][kColumnThreads];
+  int to[kAhead][kColumnThreads];
+};
+
+struct StagedElement {
+  int64_t from;
+  int to;  // -1: there is none
+};
+
+__device__ __forceinline__ StagedElement staged_element(const Grid& grid, const Piece& piece,
+                                                        const Logits& logits, int index) {
+  if (index >= grid.staging.outer * grid.staging.inner) return {0, -1};
+  const int outer = index / grid.staging.inner, inner = index - outer * grid.staging.inner;
+  const int k = grid.channels_last ? inner : outer;
+  const int j = grid.channels_last ? outer : inner;
+  if (j >= piece.staged) return {0, -1};
+  const int last = static_cast<int>(grid.strips.axis.in) - 1;
+  const int x = piece.source_x + j < last ? piece.source_x + j : last;
+  return {piece.image * logits.image + k * logits.channel + x * logits.column,
+          j * grid.staged_pitch() + k};
+}
+
+__device__ __forceinline__ void fill_staging_table(const Grid& grid, const Piece& piece,
+                                                   const Logits& logits, StagingTable& table) {
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+  for (int i = 0; i < kAhead; ++i) {
+    const StagedElement element = staged_element(grid, piece, logits, thread + i * kColumnThreads);
+    table.from[i][thread] = element.from;
+    table.to[i][thread] = element.to;
   }
 }
 
-/// Copies the strip's part of a source row to shared memory, times `scale`: [column][class].
-template <class A>
-__device__ __forceinline__ void stage_row(const Grid& grid, const Piece& piece,
-                                          const Logits& logits, int row, A scale, A* staged) {
-  const int last_row = static_cast<int>(grid.bands.axis.in) - 1;
-  const int last_column = static_cast<int>(grid.strips.axis.in) - 1;
-  const int64_t base = piece.image * logits.image + (row < last_row ? row : last_row) * logits.row;
-  for (Walk walk(grid.staging); walk.outer < grid.staging.outer; walk.next(grid.staging)) {
-    const int k = grid.channels_last ? walk.inner : walk.outer;
-    const int j = grid.channels_last ? walk.outer : walk.inner;
-    if (j >= piece.staged) continue;
-    const int x = piece.source_x + j < last_column ? piece.source_x + j : last_column;
-    const int64_t offset = base + k * logits.channel + x * logits.column;
-    staged[j * grid.staged_pitch() + k] = scale * load_element<A>(logits.data, logits.type, offset);
-  }
+__device__ __forceinline__ float element_of_bits(uint32_t bits, Element type) {
+  if (type == Element::f32) return bits_to_float(bits);
+  if (type == Element::bf16) return bits_to_float(bits << 16);
+  return widen_half(static_cast<uint16_t>(bits));
 }
+__device__ __forceinline__ double element_of_bits(uint64_t bits, Element) {
+  double value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+template <class A>
+struct RowAhead {
+  using Raw = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+  Raw raw[kAhead];
+  int64_t row_offset;
+
+  __device__ __forceinline__ void fetch(const Grid& grid, const Logits& logits,
+                                        const StagingTable& table, int row) {
+    const int last = static_cast<int>(grid.bands.axis.in) - 1;
+    row_offset = (row < last ? row : last) * logits.row;
+    const int thread = static_cast<int>(threadIdx.x);
+    if (logits.type == Element::f32 || logits.type == Element::f64) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (table.to[i][thread] < 0) continue;
+        raw[i] = static_cast<const Raw*>(logits.data)[table.from[i][thread] + row_offset];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (table.to[i][thread] < 0) continue;
+        raw[i] = static_cast<const uint16_t*>(logits.data)[table.from[i][thread] + row_offset];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void put(const Grid& grid, const Piece& piece, const Logits& logits,
+                                      const StagingTable& table, A* staged) const {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int to = table.to[i][thread];
+      if (to < 0) continue;
+      staged[to] = element_of_bits(raw[i], logits.type);
+    }
+#pragma unroll 1
+    for (int i = kAhead * kColumnThreads; i < grid.staging.outer * grid.staging.inner;
+         i += kColumnThreads) {
+      const StagedElement element = staged_element(grid, piece, logits, i + thread);
+      if (element.to < 0) continue;
+      staged[element.to] = load_element<A>(logits.data, logits.type, element.from + row_offset);
+    }
+  }
+};
 
 /// The values of a staged row at the thread's column.
 template <class A, int kClasses>

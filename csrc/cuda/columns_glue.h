@@ -1,6 +1,8 @@
 // Glue of the ops on upsampled logits: how the work is cut into blocks, by the shape alone.
 #pragma once
 
+#include <algorithm>
+
 #include "columns.h"
 #include "tensor.h"
 
@@ -41,6 +43,11 @@ inline Grid make_grid(int64_t batch, int64_t num_classes, Axis rows, Axis column
   int64_t height = pixels / (1024 * kColumnThreads);
   height = height < 4 ? 4 : height > 32 ? 32 : height;
   grid.bands = cut(rows, height);
+  const Pieces& bands = grid.bands;
+  for (int64_t band = 0; band < bands.count; ++band) {
+    const auto count = static_cast<int>(bands.begin(band + 1) - bands.begin(band));
+    grid.most_rows = std::max(grid.most_rows, count);
+  }
   // Where columns are skipped, a strip is narrower, so that what it reads stays small.
   int64_t width = grid.columns();
   if (!columns.flat() && columns.in > columns.out) {
@@ -51,12 +58,8 @@ inline Grid make_grid(int64_t batch, int64_t num_classes, Axis rows, Axis column
   const auto source = [&](int64_t part) { return part * (columns.in - 1) / (columns.out - 1); };
   grid.most_staged = static_cast<int>(columns.flat() ? 2 : source(width - 1) + 3);
   grid.most_emitted = static_cast<int>(columns.flat() ? columns.in + 2 : source(width) + 3);
-  const auto plan = [&](int64_t source_columns) {
-    return channels_last ? plan_walk(source_columns, num_classes, kColumnThreads)
-                         : plan_walk(num_classes, source_columns, kColumnThreads);
-  };
-  grid.staging = plan(grid.most_staged);
-  grid.emitting = plan(grid.most_emitted);
+  const int staged = grid.most_staged, classes = grid.num_classes;
+  grid.staging = channels_last ? Extents{staged, classes} : Extents{classes, staged};
   return grid;
 }
 

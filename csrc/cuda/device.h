@@ -18,6 +18,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "../cpu/dtypes.h"
 
@@ -161,6 +162,24 @@ struct alignas(16) Vector16 {
   T at[size];
 };
 
+// --- Copies to shared memory ---------------------------------------------------------------------
+
+#ifdef PINMEM_HOST_EMULATION
+inline void copy16_async(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void wait_for_copies() {}
+#else
+/// Copies 16 aligned bytes from global to shared memory; there once this thread has waited.
+__device__ __forceinline__ void copy16_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+#endif
+
 // --- Functions -----------------------------------------------------------------------------------
 
 #ifdef PINMEM_HOST_EMULATION
@@ -181,7 +200,7 @@ __device__ __forceinline__ float fast_log2(float x) {
 __device__ __forceinline__ float fast_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  return y + y * (1 - x * y);  // a step of Newton's: half a unit in the last place
 }
 #endif
 __device__ __forceinline__ double fast_exp2(double x) { return exp2(x); }

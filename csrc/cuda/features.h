@@ -38,6 +38,24 @@ struct PixelTile {
   }
 };
 
+/// kSize elements from `from` on; those from `count` on are 0. Loads of 16 bytes where `aligned`.
+template <class A, int kSize>
+__device__ __forceinline__ void load_elements(const A* from, int64_t count, bool aligned,
+                                              A (&to)[kSize]) {
+  constexpr int kPart = Vector16<A>::size;
+  if (kSize % kPart == 0 && aligned) {
+#pragma unroll
+    for (int i = 0; i < kSize; i += kPart) {
+      const auto part = *reinterpret_cast<const Vector16<A>*>(from + i);
+#pragma unroll
+      for (int j = 0; j < kPart; ++j) to[i + j] = part.at[j];
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) to[i] = i < count ? from[i] : A(0);
+}
+
 /// Elements `from` .. `from + Vector16<T>::size`, widened; those from `count` on are 0. One load
 /// where `aligned`.
 template <class T, class A>
@@ -115,17 +133,17 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-/// How pixel tiles are shared out to blocks that each write a partial sum of `size` elements: two
-/// tiles a block or more, at most 512 blocks and 64 MB. By the shape alone.
+/// How pixel tiles are shared out to blocks that each write a partial sum of `size` elements: at
+/// most 396 blocks, which a large GPU runs at once, and 64 MB. By the shape alone.
 struct Shares {
   int64_t tiles_each, count;
 };
 
 inline Shares share_tiles(int64_t tiles, int64_t size) {
   int64_t most = (64 << 20) / (8 * size);
-  most = most < 1 ? 1 : most > 512 ? 512 : most;
+  most = most < 1 ? 1 : most > 396 ? 396 : most;
   int64_t each = (tiles + most - 1) / most;
-  each = each < 2 ? 2 : each;
+  each = each < 1 ? 1 : each;
   return {each, (tiles + each - 1) / each};
 }
 

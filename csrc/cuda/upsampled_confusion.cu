@@ -30,14 +30,31 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
     confusion_block(const __grid_constant__ Task task) {
   __shared__ Piece piece;
   __shared__ BandRow<A> rows[kMostBandRows];
+  __shared__ StagingTable table;
   const Grid& grid = task.grid;
   const int cells = grid.num_classes * grid.num_classes;
   piece.find(grid, task.labels);
   const Column<A> column(grid, piece);
-  A* staged = dynamic_shared<A>();
-  int* counts = reinterpret_cast<int*>(staged + grid.staged_elements());
+  A* staged = dynamic_shared<A>();  // two rows
+  int* counts = reinterpret_cast<int*>(staged + 2 * grid.staged_elements());
+  auto* band_labels =
+      reinterpret_cast<uint16_t*>(counts + (task.shared_counts ? cells : 0)) + threadIdx.x;
+  fill_staging_table(grid, piece, task.logits, table);
+  RowAhead<A> ahead;
+  ahead.fetch(grid, task.logits, table, piece.row_begin);
+  const auto width = static_cast<unsigned>(grid.strips.axis.out);
+#pragma unroll 8
+  for (int y = 0; y < piece.rows; ++y) {
+    band_labels[y * kColumnThreads] = static_cast<uint16_t>(
+        task.labels.entry(piece.labels, static_cast<unsigned>(y) * width + column.x));
+  }
   fill_band_rows(grid, piece, rows);
-  clear_staged(grid, A(kMissing), staged);
+  if (grid.groups * kClasses > grid.num_classes) {
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * grid.staged_elements();
+         i += kColumnThreads) {
+      staged[i] = A(kMissing);
+    }
+  }
   if (task.shared_counts) {
     for (int i = static_cast<int>(threadIdx.x); i < cells; i += kColumnThreads) counts[i] = 0;
   }
@@ -51,24 +68,24 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
     }
   };
   A value[kClasses], rise[kClasses];
-  stage_row(grid, piece, task.logits, piece.row_begin, A(1), staged);
-  __syncthreads();
-  column_values<A, kClasses>(grid, column, staged, value);
+  const auto advance = [&](int row) {
+    A* place = staged + (row & 1) * grid.staged_elements();
+    ahead.put(grid, piece, task.logits, table, place);
+    __syncthreads();
+    ahead.fetch(grid, task.logits, table, row + 1);
+    return place;
+  };
+  column_values<A, kClasses>(grid, column, advance(piece.row_begin), value);
 
   int run_cell = 0, run = 0, y = 0;
-  const auto width = static_cast<unsigned>(grid.strips.axis.out);
   for (int row = piece.row_begin; y < piece.rows; ++row) {
-    __syncthreads();
-    stage_row(grid, piece, task.logits, row + 1, A(1), staged);
-    __syncthreads();
     A next[kClasses];
-    column_values<A, kClasses>(grid, column, staged, next);
+    column_values<A, kClasses>(grid, column, advance(row + 1), next);
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) rise[c] = next[c] - value[c];
 
     for (; y < piece.rows && rows[y].cell == row; ++y) {
-      const int64_t label =
-          task.labels.entry(piece.labels, static_cast<unsigned>(y) * width + column.x);
+      const int label = band_labels[y * kColumnThreads];
       const bool counted = column.inside && task.labels.counts(label);
       if (!__any_sync(kAllLanes, counted)) continue;
       const A ly = rows[y].fraction;
@@ -95,8 +112,7 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
       if (!counted || column.group != 0) continue;
       // Logits below kMissing must not count outside the matrix.
       const int last = grid.num_classes - 1;
-      const int cell =
-          static_cast<int>(label) * grid.num_classes + (prediction < last ? prediction : last);
+      const int cell = label * grid.num_classes + (prediction < last ? prediction : last);
       if (cell != run_cell) {
         if (run > 0) add(run_cell, run);
         run_cell = cell;
@@ -120,8 +136,10 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
 template <class A, int kClasses>
 void run_block(const Stream& stream, const Task& task) {
   const int64_t cells = static_cast<int64_t>(task.grid.num_classes) * task.grid.num_classes;
-  const int64_t shared = task.grid.staged_elements() * static_cast<int64_t>(sizeof(A)) +
-                         (task.shared_counts ? cells * static_cast<int64_t>(sizeof(int)) : 0);
+  const int64_t shared =
+      2 * task.grid.staged_elements() * static_cast<int64_t>(sizeof(A)) +
+      task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t)) +
+      (task.shared_counts ? cells * static_cast<int64_t>(sizeof(int)) : 0);
   stream.launch(confusion_block<A, kClasses>, task.grid.blocks(), kColumnThreads, shared, task);
 }
 

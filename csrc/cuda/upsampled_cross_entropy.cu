@@ -23,8 +23,10 @@ constexpr int64_t kMostFinishBlocks = 1024;
 
 template <class A, int kClasses, Pass kPass>
 void run_block(const Stream& stream, const Task<A>& task) {
-  const int64_t shared = task.shared_elements(kPass) * static_cast<int64_t>(sizeof(A)) +
-                         (task.grid.most_emitted + 2) * static_cast<int64_t>(sizeof(int));
+  const int64_t shared =
+      task.shared_elements(kPass) * static_cast<int64_t>(sizeof(A)) +
+      (task.grid.most_emitted + 2) * static_cast<int64_t>(sizeof(int)) +
+      task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t));
   stream.launch(cross_entropy_block<A, kClasses, kPass>, task.grid.blocks(), kColumnThreads, shared,
                 task);
 }
@@ -71,6 +73,7 @@ void run(const Arguments& arguments, const Tensor* tangent, const Tensor* grad_l
   }
   task.exponent_scale = static_cast<A>(kLog2e / temperature);
   task.tangent_scale = static_cast<A>(1 / temperature);
+  task.missing = static_cast<A>(std::max(kMissing * temperature / kLog2e, -1e38));
 
   Scratch scratch;
   const int64_t partials = scratch.take<double>(2 * grid.blocks());

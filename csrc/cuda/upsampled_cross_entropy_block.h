@@ -4,144 +4,99 @@
 // classes share a column between lanes) and walks down a band of rows. The softmax subtracts the
 // interpolated maximum of the source row above and below, an upper bound that is linear in a cell
 // as the logits are, so no pixel looks for its own maximum (where the bound is so loose that the
-// sum would vanish, it does). The label's part of loss and gradient is gathered in shared memory,
-// in the thread's own places. At the end of a cell the columns are summed into source pixels, which
-// the second kernel collects from the blocks that share them, in a fixed order.
+// sum would vanish, it does). The label's part of the gradient is gathered in shared memory, in the
+// thread's own places. At the end of a cell the columns are summed into source pixels, which the
+// second kernel collects from the blocks that share them, in a fixed order.
+//
+// Nothing that is loaded is waited for: labels of the whole band come first, and a row of logits is
+// on its way while the pixels above it are gone through.
 #pragma once
 
-#include "columns.h"
+#include "upsampled_cross_entropy_emit.h"
 
 namespace pinmem {
 namespace upsampled_cross_entropy_op {
 
-enum class Pass { loss, gradient, second };
-
-/// From one class to the next in flushed columns: one place more a warp, so that every fourth
-/// column does not lie in the same bank, and odd, so that neighbouring classes do not.
-inline constexpr int kFlushedPitch = kColumnThreads + kColumnThreads / kWarp + 1;
-
-template <class A>
-struct Task {
-  Grid grid;
-  Logits logits;
-  const void* tangent;  // second order: lies as the logits do
-  Labels labels;
-  const void* class_weight;  // may be null
-  Element class_weight_type;
-  A exponent_scale, tangent_scale;
-  A* laid_out;       // source pixels of all blocks: [B,K,rows,columns], or [B,rows,columns,K]
-  double* partials;  // loss and mass of every block
-
-  /// Elements of dynamic shared memory, without the table of columns.
-  __host__ __device__ int shared_elements(Pass pass) const {
-    const int classes = grid.classes_a_lane;
-    const int shares = 2 * (classes * kColumnThreads + labels.last_entry() + 1);
-    const int flushed = pass == Pass::loss ? 0 : classes * kFlushedPitch;
-    return (pass == Pass::second ? 2 : 1) * grid.staged_elements() + shares + flushed +
-           grid.columns();
-  }
-};
-
-/// What a label means: its weight, and where its class lies in the shares of a column.
-template <class A>
-struct alignas(2 * sizeof(A)) Target {
-  A weight;
-  int share;
-};
-
-/// What the labels of a column give the upper and the lower source row.
-template <class A>
-struct alignas(2 * sizeof(A)) Share {
-  A top, bottom;
-};
-
 /// Where a class has no logit: no share in any sum.
 inline constexpr double kMissing = -1e30;
 
-/// Column values of a source row less their maximum over the classes.
+/// Column values of a source row, scaled, less their maximum over the classes. The difference is
+/// rounded once: of logits far from 0 no more is lost than of their differences.
 template <class A, int kClasses>
-__device__ __forceinline__ void shifted_values(const Grid& grid, const Column<A>& column,
+__device__ __forceinline__ void shifted_values(const Grid& grid, const Column<A>& column, A scale,
                                                const A* staged, A (&values)[kClasses]) {
   column_values<A, kClasses>(grid, column, staged, values);
   A top = values[0];
 #pragma unroll
   for (int c = 1; c < kClasses; ++c) top = larger(top, values[c]);
-  top = group_max(grid, top);
+  top = group_max(grid, top) * scale;
 #pragma unroll
-  for (int c = 0; c < kClasses; ++c) values[c] -= top;
+  for (int c = 0; c < kClasses; ++c) values[c] = values[c] * scale - top;
 }
 
-/// Sums flushed columns into source pixels and writes them. `starts[j]` is the first column of the
-/// cell left of emitted source column j, `fractions` how far into its cell a column lies.
-template <class A, int kClasses>
-__device__ __forceinline__ void emit_row(const Task<A>& task, const Piece& piece, int source_row,
-                                         const A* flushed, const A* fractions, const int* starts) {
-  const Grid& grid = task.grid;
-  const int count = piece.emit_end - piece.emit_begin;
-  const int64_t height = grid.bands.laid_out(), width = grid.strips.laid_out();
-  const int64_t y = source_row + grid.bands.overlap() * piece.band;
-  const int64_t x = piece.emit_begin + grid.strips.overlap() * piece.strip;
-  const int64_t classes = grid.num_classes;
-  A* to = task.laid_out + piece.image * classes * height * width;
-  to += grid.channels_last ? (y * width + x) * classes : y * width + x;
-  const int64_t class_step = grid.channels_last ? 1 : height * width;
-  const int64_t column_step = grid.channels_last ? classes : 1;
-  const int warp_step = kWarp + 1 - (1 << grid.columns_log2);
-  for (Walk walk(grid.emitting); walk.outer < grid.emitting.outer; walk.next(grid.emitting)) {
-    const int k = grid.channels_last ? walk.inner : walk.outer;
-    const int j = grid.channels_last ? walk.outer : walk.inner;
-    if (j >= count) continue;
-    const int group = k / kClasses;
-    const A* row = flushed + (k - group * kClasses) * kFlushedPitch + (group << grid.columns_log2);
-    const auto at = [&](int i) { return row[i + (i >> grid.columns_log2) * warp_step]; };
-    const int begin = starts[j], middle = starts[j + 1], end = starts[j + 2];
-    A sum = 0;
-#pragma unroll 4
-    for (int i = begin; i < middle; ++i) sum += fractions[i] * at(i);
-#pragma unroll 4
-    for (int i = middle; i < end; ++i) sum += (1 - fractions[i]) * at(i);
-    to[k * class_step + j * column_step] = sum;
-  }
+/// Blocks at once on a multiprocessor, as many as the registers allow without spilling and, in the
+/// gradient on compute capability 8, as shared memory has room for.
+constexpr int blocks_at_once(Pass pass) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr int kGradientBlocks = 3;
+#else
+  constexpr int kGradientBlocks = 4;
+#endif
+  return pass == Pass::loss ? 5 : pass == Pass::gradient ? kGradientBlocks : 3;
 }
 
 /// One band of rows and strip of columns of one image.
 template <class A, int kClasses, Pass kPass>
-__global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
+__global__ void __launch_bounds__(kColumnThreads, sizeof(A) == 8 ? 2 : blocks_at_once(kPass))
     cross_entropy_block(const __grid_constant__ Task<A> task) {
   __shared__ Piece piece;
   __shared__ BandRow<A> rows[kMostBandRows];
   __shared__ double scratch[kColumnThreads / kWarp];
+  __shared__ StagingTable table;
   constexpr bool kGradient = kPass != Pass::loss;
   constexpr bool kSecond = kPass == Pass::second;
+  constexpr int kPitch = flushed_pitch(kPass);
 
   const Grid& grid = task.grid;
   piece.find(grid, task.labels);
   const Column<A> column(grid, piece);
-  auto* shares = dynamic_shared<Share<A>>();
-  auto* targets = reinterpret_cast<Target<A>*>(shares + kClasses * kColumnThreads);
-  A* staged = reinterpret_cast<A*>(targets + task.labels.last_entry() + 1);
-  A* staged_tangent = staged + grid.staged_elements();
-  A* flushed = staged_tangent + (kSecond ? grid.staged_elements() : 0);
-  A* fractions = flushed + (kGradient ? kClasses * kFlushedPitch : 0);
+  const int row_elements = grid.staged_elements();
+  A* staged = dynamic_shared<A>();  // two rows, and as many of the tangent
+  A* weights = staged + (kSecond ? 4 : 2) * row_elements;
+  A* flushed = weights + task.labels.last_entry() + 1;  // of two source rows
+  A* fractions = flushed + 2 * kClasses * kPitch;
   int* starts = reinterpret_cast<int*>(fractions + grid.columns());
-  Share<A>* own_shares = shares + threadIdx.x;
-  A* own_flushed = flushed + threadIdx.x + threadIdx.x / kWarp;
+  auto* band_labels = reinterpret_cast<uint16_t*>(starts + grid.most_emitted + 2) + threadIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int own = kGradient ? flushed_place(thread) : thread;
 
-  // Tables, empty shares, and the classes that are not there.
+  Logits tangent = task.logits;
+  if (kSecond) tangent.data = task.tangent;
+  fill_staging_table(grid, piece, task.logits, table);
+  RowAhead<A> ahead, tangent_ahead;
+  ahead.fetch(grid, task.logits, table, piece.row_begin);
+  if (kSecond) tangent_ahead.fetch(grid, tangent, table, piece.row_begin);
+
+  // Labels and tables, and the classes that are not there.
+  const auto label_width = static_cast<unsigned>(grid.strips.axis.out);
+#pragma unroll 8
+  for (int y = 0; y < piece.rows; ++y) {
+    band_labels[y * kColumnThreads] = static_cast<uint16_t>(
+        task.labels.entry(piece.labels, static_cast<unsigned>(y) * label_width + column.x));
+  }
   fill_band_rows(grid, piece, rows);
-  clear_staged(grid, A(kMissing), staged);
-  if (kSecond) clear_staged(grid, A(0), staged_tangent);
+  if (grid.groups * kClasses > grid.num_classes) {
+    for (int i = static_cast<int>(threadIdx.x); i < (kSecond ? 4 : 2) * row_elements;
+         i += kColumnThreads) {
+      staged[i] = i < 2 * row_elements ? task.missing : A(0);
+    }
+  }
   for (int label = static_cast<int>(threadIdx.x); label <= task.labels.last_entry();
        label += kColumnThreads) {
-    Target<A> target{0, 0};
-    if (task.labels.counts(label)) {
-      const int group = label / kClasses;
-      target.share = (label - group * kClasses) * kColumnThreads + (group << grid.columns_log2);
-      target.weight = task.class_weight == nullptr
-                          ? A(1)
-                          : load_element<A>(task.class_weight, task.class_weight_type, label);
-    }
-    targets[label] = target;
+    weights[label] = !task.labels.counts(label) ? A(0)
+                     : task.class_weight == nullptr
+                         ? A(1)
+                         : load_element<A>(task.class_weight, task.class_weight_type, label);
   }
   if (column.group == 0) fractions[column.column] = column.lx;
   if (kGradient) {
@@ -153,7 +108,7 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
     }
   }
 #pragma unroll
-  for (int c = 0; c < kClasses; ++c) own_shares[c * kColumnThreads] = {0, 0};
+  for (int c = 0; c < kClasses; ++c) flushed[own + c * kPitch] = 0;
   __syncthreads();
 
   A value[kClasses], rise[kClasses];                                    // of logits * log2(e) / tau
@@ -165,47 +120,54 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
     if (kSecond) along_rise[c] = 0;
     if (kGradient) top[c] = bottom[c] = 0;
   }
-  const auto stage = [&](int row) {
-    stage_row(grid, piece, task.logits, row, task.exponent_scale, staged);
-    if (kSecond) {
-      Logits tangent = task.logits;
-      tangent.data = task.tangent;
-      stage_row(grid, piece, tangent, row, task.tangent_scale, staged_tangent);
-    }
+  const A scale = task.exponent_scale;
+  // Of two rows in turn one is written while slower threads still read the other.
+  const auto advance = [&](int row) {
+    A* place = staged + (row & 1) * row_elements;
+    ahead.put(grid, piece, task.logits, table, place);
+    if (kSecond) tangent_ahead.put(grid, piece, tangent, table, place + 2 * row_elements);
     __syncthreads();
+    ahead.fetch(grid, task.logits, table, row + 1);
+    if (kSecond) tangent_ahead.fetch(grid, tangent, table, row + 1);
+    return place;
   };
-
-  const auto load_label = [&](int y) {
-    const auto width = static_cast<unsigned>(grid.strips.axis.out);
-    return task.labels.entry(piece.labels, static_cast<unsigned>(y) * width + column.x);
-  };
-  stage(piece.row_begin);
-  shifted_values<A, kClasses>(grid, column, staged, value);
-  if constexpr (kSecond) column_values<A, kClasses>(grid, column, staged_tangent, along);
+  const A* first = advance(piece.row_begin);
+  shifted_values<A, kClasses>(grid, column, scale, first, value);
+  if constexpr (kSecond) {
+    column_values<A, kClasses>(grid, column, first + 2 * row_elements, along);
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) along[c] *= task.tangent_scale;
+  }
 
   A loss = 0, mass = 0;
-  int label = piece.rows > 0 ? load_label(0) : 0;
+  // What the labels take from the gradient of the source rows above and below; then all of it.
+  A* flushed_top = flushed + own;
+  A* flushed_bottom = flushed_top + kClasses * kPitch;
   int y = 0;
   for (int row = piece.row_begin; row < piece.row_end; ++row) {
-    __syncthreads();
     if (y < piece.rows) {
-      stage(row + 1);
+      const A* below = advance(row + 1);
       A next[kClasses];
-      shifted_values<A, kClasses>(grid, column, staged, next);
+      shifted_values<A, kClasses>(grid, column, scale, below, next);
 #pragma unroll
       for (int c = 0; c < kClasses; ++c) rise[c] = next[c] - value[c];
       if constexpr (kSecond) {
-        column_values<A, kClasses>(grid, column, staged_tangent, next);
+        column_values<A, kClasses>(grid, column, below + 2 * row_elements, next);
 #pragma unroll
-        for (int c = 0; c < kClasses; ++c) along_rise[c] = next[c] - along[c];
+        for (int c = 0; c < kClasses; ++c) {
+          along_rise[c] = next[c] * task.tangent_scale - along[c];
+        }
       }
+    } else if (kGradient) {
+      __syncthreads();
     }
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) flushed_bottom[c * kPitch] = 0;
 
     for (; y < piece.rows && rows[y].cell == row; ++y) {
       const A ly = rows[y].fraction;
-      const Target<A> target = targets[column.inside ? label : task.labels.last_entry()];
-      const A weight = target.weight;
-      if (y + 1 < piece.rows) label = load_label(y + 1);
+      const int label = band_labels[y * kColumnThreads];
+      const A weight = column.inside ? weights[label] : A(0);
       if (!__any_sync(kAllLanes, weight != 0)) continue;
 
       A power[kClasses], sum = 0, product = 0, shift = 0;
@@ -250,33 +212,34 @@ __global__ void __launch_bounds__(kColumnThreads, kPass == Pass::second ? 3 : 4)
       if (column.group == 0) {
         mass += weight;
         loss += weight * (kSecond ? mean : fast_log2(sum) + shift);
-        Share<A> share = own_shares[target.share];
-        share.top += weight - weight * ly;
-        share.bottom += weight * ly;
-        own_shares[target.share] = share;
+      }
+      const int own_class = label - column.group * kClasses;
+      if (weight != 0 && own_class >= 0 && own_class < kClasses) {
+        flushed_top[own_class * kPitch] -= weight - weight * ly;
+        flushed_bottom[own_class * kPitch] -= weight * ly;
       }
     }
 
-    // The label's logits: their loss, and their share of the gradient.
-    __syncwarp();
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) {
-      const Share<A> old = own_shares[c * kColumnThreads];
-      own_shares[c * kColumnThreads] = {old.bottom, 0};
-      loss -= old.top * (kSecond ? along[c] : value[c]);
-      if (kGradient) own_flushed[c * kFlushedPitch] = top[c] - (kSecond ? 0 : old.top);
+      // The label's logits: their loss, and their share of the gradient.
+      const A taken = flushed_top[c * kPitch];
+      loss += taken * (kSecond ? along[c] : value[c]);
       value[c] += rise[c];
       if (kSecond) along[c] += along_rise[c];
       if (kGradient) {
+        flushed_top[c * kPitch] = top[c] + (kSecond ? A(0) : taken);
         top[c] = bottom[c];
         bottom[c] = 0;
       }
     }
     if (kGradient) {
       __syncthreads();
-      emit_row<A, kClasses>(task, piece, row, flushed, fractions, starts);
+      emit_row<A, kClasses>(task, piece, row, flushed_top - own, fractions, starts);
     }
-    __syncwarp();
+    A* const done = flushed_top;
+    flushed_top = flushed_bottom;
+    flushed_bottom = done;
   }
 
   const double block_loss = block_sum(static_cast<double>(loss), scratch);

@@ -31,6 +31,27 @@ struct Finish {
   }
 };
 
+/// How threads share out a matrix of outer x inner elements, neighbours along `inner`: a step needs
+/// no division.
+struct WalkPlan {
+  int outer, inner, outer_step, inner_step;
+};
+
+struct Walk {
+  int outer, inner;
+  __device__ __forceinline__ explicit Walk(const WalkPlan& plan)
+      : outer(static_cast<int>(threadIdx.x) / plan.inner),
+        inner(static_cast<int>(threadIdx.x) - outer * plan.inner) {}
+  __device__ __forceinline__ void next(const WalkPlan& plan) {
+    outer += plan.outer_step;
+    inner += plan.inner_step;
+    if (inner >= plan.inner) {
+      inner -= plan.inner;
+      ++outer;
+    }
+  }
+};
+
 /// Where the values of up to kFinishColumns source columns lie; in shared memory.
 struct FinishColumns {
   int places[kFinishColumns], extras[kFinishColumns];
@@ -56,10 +77,8 @@ __device__ __forceinline__ void collect_row(const Finish<A>& finish, int64_t pie
   const Places above = places_of(grid.bands, row);
   const int64_t height = grid.bands.laid_out(), width = grid.strips.laid_out();
   const int64_t classes = grid.num_classes;
-  const int64_t column_step = grid.channels_last ? classes : 1;
-  const int64_t row_step = width * column_step;
-  const int64_t class_step = grid.channels_last ? 1 : height * width;
-  const A* from = finish.laid_out + image * classes * height * width + above.place * row_step;
+  const int64_t class_step = height * width;
+  const A* from = finish.laid_out + image * classes * class_step + above.place * width;
   const int64_t to = grid.channels_last ? ((image * h + row) * w + begin) * classes
                                         : (image * classes * h + row) * w + begin;
   const int inner = grid.channels_last ? grid.num_classes : count;
@@ -68,12 +87,11 @@ __device__ __forceinline__ void collect_row(const Finish<A>& finish, int64_t pie
   for (Walk walk(plan); walk.outer < plan.outer; walk.next(plan)) {
     const int k = grid.channels_last ? walk.inner : walk.outer;
     const int j = grid.channels_last ? walk.outer : walk.inner;
-    const A* place = from + k * class_step + columns.places[j] * column_step;
+    const A* place = from + k * class_step + columns.places[j];
     A sum = 0;
     for (int a = above.extra; a >= 0; --a) {
       for (int b = columns.extras[j]; b >= 0; --b) {
-        sum +=
-            place[-(a * grid.bands.overlap() * row_step + b * grid.strips.overlap() * column_step)];
+        sum += place[-(a * grid.bands.overlap() * width + b * grid.strips.overlap())];
       }
     }
     const int64_t i = to + (grid.channels_last ? j * classes + k : k * h * w + j);

@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--document", type=Path, default=report.DOCUMENT, help="whose tables")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
     parser.add_argument("--run", nargs=2, metavar=("CELL", "SEED"), help="one run, in this process")
     options = parser.parse_args(arguments)
     if options.run:
-        run(options.run[0], int(options.run[1]), options.out, options.results)
+        run(options.run[0], int(options.run[1]), options.out, options.results, options.device)
         return 0
     if unknown := [cell for cell in options.cells if cell not in CELLS]:
         parser.error(f"--cells: expected some of {', '.join(CELLS)}, got {unknown[0]!r}")
@@ -62,6 +63,7 @@ def _run(job: Job, options: argparse.Namespace) -> Job | None:
     log = options.out / f"{file_name(*job)}.txt"
     command = [sys.executable, "-m", "examples.study", "--run", cell, str(seed)]
     command += ["--out", str(options.out), "--results", str(options.results)]
+    command += ["--device", options.device]
     with log.open("w") as file:
         done = subprocess.run(
             command,

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from examples.study.cells import CELLS, MODES
+from examples.study.cells import CELLS, LONG, MODES
 from pinmem.extras import optional
 
 Result = dict[str, Any]
@@ -91,9 +91,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def modes(results: Results) -> Iterator[str]:
-    """The four modes, every seed."""
+    """The four modes, every seed, and their paired differences; then over more iterations."""
+    for length in ("", LONG):
+        names = [mode + length for mode in MODES]
+        if any(name in results for name in names):
+            yield f"### The four modes{length}"
+            yield every_seed(results, names)
+            yield f"### Paired differences{length}, points of mIoU with 95% intervals"
+            yield pairs(results, names)
+
+
+def every_seed(results: Results, cells: Sequence[str]) -> str:
+    """A line per cell: unseen and seen mIoU, and what the memory carries."""
     rows = []
-    for mode in MODES:
+    for mode in cells:
         if runs := results.get(mode):
             unseen = [mean_of(run, "unseen") for run in runs]
             timed = [run["cpu_seconds"] for run in runs if run["cpu_seconds"]]
@@ -106,23 +117,23 @@ def modes(results: Results) -> Iterator[str]:
                     f"{fmean(timed):.0f}" if timed else "-",
                 ]
             )
-    names = [name.replace("/", " ") for name in _sets(next(iter(results.values())))]
+    names = [
+        name.replace("/", " ") for name in _sets(results[next(c for c in cells if c in results)])
+    ]
     head = ["mode", "unseen", "every seed", *names]
-    yield "### The four modes"
-    yield table([*head, "lost unseen", "lost seen", "CPU s"], rows)
+    return table([*head, "lost unseen", "lost seen", "CPU s"], rows)
 
 
-def pairs(results: Results) -> Iterator[str]:
-    """Paired differences between the modes."""
+def pairs(results: Results, cells: Sequence[str]) -> str:
+    """Paired differences between the last cell and the others, and between these and the first."""
     rows = []
-    for a, b in [("memory-mldg", mode) for mode in MODES[:3]] + [(m, "joint") for m in MODES[1:3]]:
+    for a, b in [(cells[-1], cell) for cell in cells[:-1]] + [(c, cells[0]) for c in cells[1:-1]]:
         if a in results and b in results:
             rows.append(
                 [f"{a} - {b}"]
                 + [interval(differences(results[a], results[b], s)) for s in ("unseen", "seen")]
             )
-    yield "### Paired differences, points of mIoU with 95% intervals"
-    yield table(["", "unseen", "seen"], rows)
+    return table(["", "unseen", "seen"], rows)
 
 
 def parts(results: Results) -> Iterator[str]:
@@ -130,7 +141,11 @@ def parts(results: Results) -> Iterator[str]:
     rows = []
     for cell, runs in results.items():
         base = CELLS[cell].changes.get("mode", "memory-mldg")
-        if cell in MODES or "sources" in CELLS[cell].changes or base not in results:
+        if (
+            cell.removesuffix(LONG) in MODES
+            or "sources" in CELLS[cell].changes
+            or base not in results
+        ):
             continue
         changes = {k: v for k, v in CELLS[cell].changes.items() if k != "mode"}
         if CELLS[cell].attention != 1:
@@ -226,7 +241,7 @@ def classes(results: Results) -> Iterator[str]:
 
 
 SECTIONS: list[Callable[[Results], Iterator[str]]] = [
-    modes, pairs, parts, gap, memory, gradients, classes,
+    modes, parts, gap, memory, gradients, classes,
 ]  # fmt: skip
 
 

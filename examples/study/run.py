@@ -31,15 +31,20 @@ CONFIG = Path("configs/default.yaml")
 _GRADIENT_BATCHES = 8
 
 
+def device_name(device: torch.device) -> str:
+    """Of a result: ``cpu``, or the GPU's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def file_name(cell: str, seed: int) -> str:
     """Of the folder and the result of a run."""
     return "-".join(re.findall(r"[\w.]+", f"{cell} {seed}"))
 
 
-def run(cell: str, seed: int, out: Path, results: Path) -> None:
+def run(cell: str, seed: int, out: Path, results: Path, device: str = "cpu") -> None:
     """Train in a folder under ``out``, or go on there; measure, and write the result."""
     folder = out / file_name(cell, seed)
-    config = config_of(cell, seed, folder)
+    config = config_of(cell, seed, folder, device)
     began, cpu = time.perf_counter(), time.process_time()
     trainer = Trainer(config)
     if trainer.model.memory is not None and CELLS[cell].attention != 1:
@@ -60,6 +65,7 @@ def run(cell: str, seed: int, out: Path, results: Path) -> None:
         "memory": _memory(trainer),
         "gradients": _gradients(trainer) if config.meta else {},
         "versions": {"pinmem": pinmem.__version__, "torch": torch.__version__},
+        "device": device_name(trainer.device),
     }
     results.mkdir(parents=True, exist_ok=True)
     beside = results / f".{file_name(cell, seed)}.part"
@@ -67,8 +73,9 @@ def run(cell: str, seed: int, out: Path, results: Path) -> None:
     os.replace(beside, results / f"{file_name(cell, seed)}.json")
 
 
-def config_of(cell: str, seed: int, folder: Path) -> TrainConfig:
+def config_of(cell: str, seed: int, folder: Path, device: str) -> TrainConfig:
     """The default run with what the cell changes; a bare name is a domain of the default's."""
+    on_a_gpu = device != "cpu"
     options = yaml.safe_load(CONFIG.read_text())
     domains = {text.partition("=")[0]: text for text in options["sources"] + options["unseen"]}
     options |= CELLS[cell].changes
@@ -76,8 +83,10 @@ def config_of(cell: str, seed: int, folder: Path) -> TrainConfig:
     options["unseen"] = [t for t in domains.values() if t not in options["sources"]]
     return TrainConfig(
         **options | {
-            "out": str(folder), "seed": seed, "resume": True, "threads": 1, "workers": 0,
-            "page_images": 0, "validate_every": 40,
+            "out": str(folder), "seed": seed, "resume": True, "page_images": 0,
+            "validate_every": options["iterations"] // 3, "threads": 1, "workers": int(on_a_gpu),
+            "device": device, "deterministic": on_a_gpu,
+            "cuda_graph": on_a_gpu and options.get("amp") != "float16",
         }
     )  # fmt: skip
 
@@ -127,7 +136,7 @@ def _memory(trainer: Trainer) -> dict[str, Any]:
             total: dict[str, float] = {}
             sums = [torch.zeros_like(full), torch.zeros_like(full[:, 0])]
             for index in range(len(dataset)):  # type: ignore[arg-type]
-                image, labels = dataset[index]
+                image, labels = (each.to(trainer.device) for each in dataset[index])
                 output = model(image[None])
                 assert output.scores is not None
                 more = ops.class_sums(output.query, labels[None], len(full))
@@ -182,6 +191,7 @@ def _gradients(trainer: Trainer) -> dict[str, float]:
     draws = iter(trainer.batches.for_memory())
     for index, (images, labels) in zip(range(_GRADIENT_BATCHES), draws, strict=False):
         images = trainer.batches.augment_for_memory(images, index)
+        labels = labels.to(trainer.device)
         train = gather_domains(images, labels, [index % 2])
         test = gather_domains(images, labels, [1 - index % 2])
         with frozen_statistics(model):

@@ -35,6 +35,7 @@ from pinmem.kernels.maps import (
     run_offsets,
     softmax,
     store_channels,
+    sum_squares,
 )
 from pinmem.kernels.memory_read import memory_read, memory_read_backward
 from pinmem.kernels.memory_read_project.pixel_sums import pixel_sums
@@ -64,7 +65,7 @@ def _backward(
         x = load_channels(query, at, step, inside, c, C, BLOCK_C)  # [N, C]
         m = load_rows(memory, 0, K, c, C, C, BLOCK_K, BLOCK_C)  # [K, C]
         s = dot(x, tl.trans(m), s, PRECISION)
-        x_x += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
+        x_x += sum_squares(x)
     r, curved = inverse_norm(x_x)
     s *= r[:, None]
     a = softmax(s, gumbel, at_k, step, inside, K)
@@ -113,7 +114,10 @@ def _backward(
 
 
 # bytes per element: up to 32 slots, and more: pixels, channels, outputs, warps, stages
-_BLOCKS = {2: [(64, 32, 32, 8, 2)], 4: [(16, 32, 32, 8, 2), (16, 16, 32, 8, 2)]}
+_BLOCKS = {
+    2: [(64, 64, 64, 8, 2), (64, 32, 32, 8, 2)],
+    4: [(64, 32, 32, 8, 2), (16, 16, 32, 8, 2)],
+}
 
 
 @functools.lru_cache(256)

@@ -31,6 +31,7 @@ from pinmem.kernels.maps import (
     run_offsets,
     softmax,
     store_channels,
+    sum_squares,
 )
 
 
@@ -58,7 +59,7 @@ def _forward(
         w = load_rows(weight, o, OUT, c, C, 2 * C, BLOCK_O, BLOCK_C)  # [O, C]
         y = dot(x, tl.trans(w), y, WIDE)
         s = dot(x, tl.trans(m), s, PRECISION)
-        x_x += tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
+        x_x += sum_squares(x)
     r, _ = inverse_norm(x_x)
     s *= r[:, None]
     if o == 0:
@@ -70,7 +71,10 @@ def _forward(
 
 
 # bytes per element: up to 32 slots, and more: pixels, channels, outputs, warps, stages
-_BLOCKS = {2: [(128, 32, 128, 8, 3)], 4: [(64, 16, 64, 8, 2), (32, 32, 64, 8, 2)]}
+_BLOCKS = {
+    2: [(64, 64, 256, 4, 2), (64, 64, 128, 4, 2)],
+    4: [(64, 32, 128, 4, 3), (64, 32, 64, 4, 3)],
+}
 
 
 @functools.lru_cache(256)

@@ -97,7 +97,7 @@ def _add_chunk(
 
 
 # bytes per element: up to 32 slots, and more: pixels, side of a tile, warps, stages
-_BLOCKS = {2: [(32, 128, 8, 3)], 4: [(16, 64, 4, 2)]}
+_BLOCKS = {2: [(64, 128, 4, 3)], 4: [(32, 128, 4, 2), (32, 64, 4, 2)]}
 # Two for each of an H200's 132 multiprocessors.
 _PROGRAMS = 264
 

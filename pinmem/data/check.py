@@ -9,6 +9,7 @@ warned of. Exits with 0 if all is well, with 1 if anything is wrong.
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from rich.progress import track
 
 from pinmem.data.classes import Classes
 from pinmem.data.dataset import SPLIT_ALIASES, SegmentationDataset
-from pinmem.data.decode import image_size, read_image
+from pinmem.data.decode import image_size, read_image, read_label
 from pinmem.data.description import Description
 from pinmem.data.errors import DataError
 from pinmem.data.files import Found, find_all, find_files, searched
@@ -42,7 +43,7 @@ _ADVICE = {
     "no label": "unpack the labels beside the images, or take these images away",
     "no image": "unpack the images, or take these labels away",
     "size": "image and label are not of one frame: fetch both anew, or take the pair away",
-    "unreadable": "fetch the file anew",
+    "unreadable": "fetch the file anew, and see that it may be read",
     "label": "these labels were made for other classes, or saved by a program that changed them: "
     "fetch them anew, or describe them in a .yaml of your own (encoding, ignore)",
     "two images": "keep one image a label",
@@ -209,8 +210,9 @@ def _inspect(dataset: SegmentationDataset, index: int, decode: bool, places: boo
     kind = "unreadable"
     try:
         size = image_size(image)
+        raw = read_label(label)
         kind = "label"
-        target = dataset.read_target(index).numpy()
+        target = dataset.decode_target(index, raw).numpy()
         pixels = Image.fromarray(target).histogram()
         if places:
             where = places_of(target, len(dataset.classes))
@@ -221,8 +223,8 @@ def _inspect(dataset: SegmentationDataset, index: int, decode: bool, places: boo
                 f"{image} is {size[1]}x{size[0]}, its label {label} is "
                 f"{target.shape[1]}x{target.shape[0]}",
             )
-        kind = "unreadable"
         if decode:
+            kind = "unreadable"
             read_image(image)
             if warning := decoder_warnings(image):
                 problem = problem or ("damaged", f"{image}: {warning}")
@@ -266,16 +268,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"--dataset: {error}")
         return 1
     root = options.root or (Path(folder) if folder else description.root)
-    if root is None or not root.is_dir():
-        print(f"--root: no such folder: {root}" if root else "--root: missing")
+    if root is None or not os.path.isdir(root):
+        print(f"--root: no such folder, or not readable: {root}" if root else "--root: missing")
         return 1
     wrong, sheets = False, []
-    splits = options.split or [
-        split
-        for split in ("train", "val")
-        if any(layout.holds(split) for layout in description.layouts)
-    ]
-    for name in splits:
+    known = [s for s in ("train", "val") if any(of.holds(s) for of in description.layouts)]
+    for name in options.split or known:
         split = SPLIT_ALIASES.get(name, name)
         report, dataset = check_split(
             description,

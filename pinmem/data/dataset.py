@@ -103,12 +103,14 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             DataError: as at access.
         """
-        path = self._pairs[index][1]
-        raw = read_label(path)
+        return self.decode_target(index, read_label(self._pairs[index][1]))
+
+    def decode_target(self, index: int, raw: Raw | Polygons) -> tv_tensors.Mask:
+        """The classes that the content of an item's label file means; errors as at access."""
         try:
             return tv_tensors.Mask(torch.from_numpy(self._encoding(raw)))
         except ValueError as error:
-            raise DataError(f"{path}: label has {error}") from error
+            raise DataError(f"{self._pairs[index][1]}: label has {error}") from error
 
     def read_pair(self, index: int) -> tuple[Tensor, Tensor]:
         """Image and classes as stored: neither resized nor transformed.

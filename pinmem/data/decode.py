@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ __all__ = ["Polygons", "Raw", "image_size", "read_image", "read_label"]
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
+_TAIL = 1 << 17  # bytes: what a PNG has behind its pixels, EXIF of 64 KiB included
+# How Pillow calls what a TIFF may be packed with that changes values.
+_LOSSY = ("tiff_jpeg", "jpeg", "webp")
 
 
 class Raw(NamedTuple):
@@ -124,6 +128,8 @@ def _samples(image: Image.Image, data: bytes) -> Raw:
             raise ValueError("a TIFF whose zero is white, which is read inverted")
         if mode == "F" or (bits > 8 and not mode.startswith("I")):
             raise ValueError(f"a TIFF of mode {mode} with {bits} bits a sample")
+        if (packed := str(image.info.get("compression")).lower()) in _LOSSY:
+            raise ValueError(f"a TIFF compressed as {packed}, which changes values")
     elif bits == 16 and mode in ("RGB", "RGBA"):
         return Raw(_sixteen_bit_color(image, data))
     ImageOps.exif_transpose(image, in_place=True)
@@ -164,6 +170,12 @@ def _polygons(data: bytes) -> Polygons:
     return Polygons(height, width, objects)
 
 
+def _end(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        return file.read()
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image or label file, from its header alone, turned as EXIF says.
 
@@ -177,10 +189,13 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             height, width = image.height, image.width
-            exif = Image.Exif()
+            turned = 1
             if image.format != "TIFF":  # whose orientation Pillow has applied
-                exif.load(image.info.get("exif", b""))
+                # The plain method does not decode a PNG, to look for EXIF behind its pixels.
+                late = image.format == "PNG" and b"eXIf" in _end(path)
+                exif = image.getexif() if late else Image.Image.getexif(image)
+                turned = exif.get(_ORIENTATION, 1)
     except Exception as error:  # damaged files make Pillow raise nearly anything
         reason = getattr(error, "strerror", None) or _one_line(error)
         raise DataError(f"{path}: header cannot be read: {reason}") from error
-    return (width, height) if exif.get(_ORIENTATION) in (5, 6, 7, 8) else (height, width)
+    return (width, height) if turned in (5, 6, 7, 8) else (height, width)

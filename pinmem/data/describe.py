@@ -25,6 +25,7 @@ from pinmem.data.classes import MOST_CLASSES, spread_color
 from pinmem.data.dataset import SPLIT_ALIASES
 from pinmem.data.decode import Polygons, Raw, read_label
 from pinmem.data.errors import DataError
+from pinmem.data.tree import is_folder, is_hidden, walk
 
 __all__ = ["describe", "main"]
 
@@ -43,21 +44,34 @@ class _Group:
     files: list[str]
     splits: set[str]
     head: str = ""
-    tail: str = ""
+    mark: str = ""  # what all names end in before the suffix
     deep: bool = False
 
     def stems(self) -> dict[str, str]:
         """What two files of a pair share -> path."""
         found = {}
         for path in self.files:
-            name = path.rpartition("/")[2]
-            below = path[len(_fixed(self.top, path)) :].lstrip("/").rpartition("/")[0]
-            stem = name[len(self.head) : len(name) - len(self.tail)]
+            name = Path(path).stem
+            below = (
+                path[len(self.top.replace("{split}", _fixed_split(path))) :]
+                .lstrip("/")
+                .rpartition("/")[0]
+            )
+            stem = name[len(self.head) : len(name) - len(self.mark)]
             found[f"{_fixed_split(path)}/{below}/{stem}"] = path
         return found
 
     def pattern(self) -> str:
-        return f"{self.top}/{'**/' if self.deep else ''}{self.head}*{self.tail}".lstrip("/")
+        found = sorted({Path(path).suffix[1:].lower() for path in self.files})
+        suffix = found[0] if len(found) == 1 else f"{{{','.join(found)}}}"
+        folders = "**/" if self.deep else ""
+        return f"{self.top}/{folders}{self.head}*{self.mark}.{suffix}".lstrip("/")
+
+    def add(self, other: _Group) -> None:
+        """Take over the same kind of files in another format."""
+        self.files += other.files
+        self.splits |= other.splits
+        self.deep |= other.deep
 
 
 def describe(root: Path) -> tuple[dict[str, object], list[str]]:
@@ -66,30 +80,35 @@ def describe(root: Path) -> tuple[dict[str, object], list[str]]:
     Raises:
         DataError: no images, no labels, or none that pair.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root}: no such folder")
     groups = _groups(root)
     labels = [group for group in groups if _are_labels(root, group)]
     images = sorted((g for g in groups if g not in labels), key=lambda g: -len(g.files))
-    best, pairs = None, 0
+    best: tuple[_Group, ...] = ()
+    pairs = 0
     for image in images:
         for label in labels:
             common = len(image.stems().keys() & label.stems().keys())
             if common > pairs:
                 best, pairs = (image, label), common
-    if best is None:
+    if not best:
         raise DataError(
             f"{root}: no images whose labels have their names: found "
             + (", ".join(f"{len(g.files)} files {g.pattern()}" for g in groups) or "no pictures")
         )
     image, label = best
+    for other in images:  # those in another format
+        alike = (other.top, other.head, other.mark) == (image.top, image.head, image.mark)
+        names = other.stems().keys()
+        if alike and names & label.stems().keys() and not names & image.stems().keys():
+            image.add(other)
+            best = (*best, other)
+    pairs = len(image.stems().keys() & label.stems().keys())
     if image.head == label.head:  # it is part of the names, and tells nothing apart
         image.head = label.head = ""
-    content: dict[str, object] = {
-        "root": str(root.resolve()),
-        "images": image.pattern(),
-        "labels": label.pattern(),
-    }
+    content: dict[str, object] = {"root": str(root.resolve())}
+    content |= {"images": image.pattern(), "labels": label.pattern()}
     renamed: dict[str, list[str]] = defaultdict(list)
     for name in sorted(image.splits):
         renamed[SPLIT_ALIASES.get(name, name)].append(name)
@@ -108,13 +127,12 @@ def describe(root: Path) -> tuple[dict[str, object], list[str]]:
 
 def _groups(root: Path) -> list[_Group]:
     found: dict[tuple[str, str], _Group] = {}
-    for parent, below, names in os.walk(root, followlinks=False):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for parent, names in sorted(walk(root)):
         for name in sorted(names):
             suffix = os.path.splitext(name)[1]
-            if name.startswith(".") or suffix.lower() not in _SUFFIXES:
+            path = (parent / name).relative_to(root).as_posix()
+            if suffix.lower() not in _SUFFIXES or is_hidden(path):
                 continue
-            path = (Path(parent) / name).relative_to(root).as_posix()
             parts = path.split("/")[:-1]
             split = _fixed_split(path)
             if split:
@@ -133,12 +151,11 @@ def _groups(root: Path) -> list[_Group]:
             group.splits |= {split} if split else set()
             group.deep = group.deep or bool(rest)
     for group in found.values():
-        names = [path.rpartition("/")[2] for path in group.files]
+        names = [Path(path).stem for path in group.files]
         head = re.match(r"[A-Za-z]*[_-]?", _common_start(names))
         tail = _common_start([name[::-1] for name in names])[::-1]
-        suffix = os.path.splitext(names[0])[1]
-        marked = re.search(r"[_-][A-Za-z][A-Za-z0-9_]*\.\w+$", tail)
-        group.tail = marked[0] if marked else suffix
+        marked = re.search(r"[_-][A-Za-z][A-Za-z0-9_]*$", tail)
+        group.mark = marked[0] if marked else ""
         group.head = head[0] if head and len(names) > 1 and head[0].endswith(("_", "-")) else ""
     return list(found.values())
 
@@ -153,10 +170,6 @@ def _fixed_split(path: str) -> str:
     """The folder of a path that names a split, if there is one."""
     parts = path.split("/")[:-1]
     return next((p for p in reversed(parts) if SPLIT_ALIASES.get(p, p) in _SPLITS), "")
-
-
-def _fixed(top: str, path: str) -> str:
-    return top.replace("{split}", _fixed_split(path))
 
 
 def _are_labels(root: Path, group: _Group) -> bool:
@@ -240,7 +253,7 @@ def _written(content: dict[str, object], notes: list[str]) -> str:
     lines = [f"# {note}" for note in notes]
     lines.append(
         "# Name the classes, here and in the encoding, where values may share one;\n"
-        "# list values that are no class under ignore."
+        "# take values that are no class out of both, and list them under ignore."
     )
     for key, value in content.items():
         if isinstance(value, dict):

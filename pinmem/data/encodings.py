@@ -12,12 +12,12 @@ from pinmem.data.cityscapes_classes import IGNORE_INDEX
 from pinmem.data.classes import MOST_CLASSES
 from pinmem.data.decode import Polygons, Raw
 
-__all__ = ["Color", "Encoding"]
+__all__ = ["MOST_RAW", "Color", "Encoding"]
 
 Color = tuple[int, int, int]
 
 _UNKNOWN = 254
-_MOST_VALUES = 1 << 16
+MOST_RAW = 65535
 
 
 class Encoding:
@@ -44,7 +44,7 @@ class Encoding:
         names: Mapping[str, int] | None = None,
         channel: int | None = None,
     ) -> None:
-        table = np.full(_MOST_VALUES, _UNKNOWN, dtype=np.uint8)
+        table = np.full(MOST_RAW + 1, _UNKNOWN, dtype=np.uint8)
         table[list(values)] = list(values.values())
         self.values = dict(values)
         self.colors = {color: frozenset(classes) for color, classes in (colors or {}).items()}
@@ -65,6 +65,8 @@ class Encoding:
             return self._draw(raw)
         samples = raw.samples
         if samples.ndim == 3 and self.channel is not None:
+            if self.channel >= samples.shape[2]:
+                raise ValueError(f"{samples.shape[2]} channels, expected a channel {self.channel}")
             samples = samples[:, :, self.channel]
         elif samples.ndim == 3 and samples.shape[2] == 2:
             samples = samples[:, :, 0]  # grey with alpha

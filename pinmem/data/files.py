@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from pinmem.data.description import Description, Layout
 from pinmem.data.errors import DataError
 from pinmem.data.splits import standard_split
+from pinmem.data.tree import is_file, is_folder, is_hidden, walk
 
 __all__ = ["Found", "Pair", "find_all", "find_files", "searched"]
 
@@ -113,26 +113,10 @@ class _Tree:
         return self._known[key]
 
     def _walk(self, directory: str, depth: int | None) -> Iterator[str]:
-        top = self.root / directory
-        if not top.is_dir():
-            return
-        seen = set()
-        for parent, below, names in os.walk(top, onerror=_raise, followlinks=True):
-            real = os.path.realpath(parent)
-            if real in seen:  # a link that leads back
-                below.clear()
-                continue
-            seen.add(real)
-            level = len(Path(parent).relative_to(top).parts)
-            if depth is not None and level >= depth:
-                below.clear()
-            prefix = Path(parent).relative_to(self.root).as_posix()
+        for parent, names in walk(self.root / directory, depth):
+            prefix = parent.relative_to(self.root).as_posix()
             for name in names:
                 yield name if prefix == "." else f"{prefix}/{name}"
-
-
-def _raise(error: OSError) -> None:
-    raise DataError(f"{error.filename}: folder cannot be read: {error.strerror}") from error
 
 
 def find_files(
@@ -157,7 +141,7 @@ def find_all(
     description: Description, root: Path, split: str, subsets: Iterable[str] = ()
 ) -> Iterator[Found]:
     """What each layout finds of a split, in their order; errors as ``find_files``."""
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(f"{root}: no such folder")
     tree = _Tree(root)
     for layout in description.layouts:
@@ -169,7 +153,12 @@ def find_all(
 def searched(description: Description, split: str) -> str:
     """Every pattern that is tried, for messages."""
     tried = dict.fromkeys(
-        (f"pairs of {split!r}" if layout.pairs else layout.images.replace("{split}", folder))
+        (
+            f"pairs of {split!r}"
+            if layout.pairs
+            else layout.images.replace("{split}", folder)
+            + (f" listed in {layout.list.replace('{split}', folder)}" if layout.list else "")
+        )
         for layout in description.layouts
         if layout.holds(split)
         for folder in description.folders(split)
@@ -183,9 +172,9 @@ def _find(layout: Layout, tree: _Tree, split: str, folder: str, subsets: tuple[s
         found.where = "a list of pairs"
         for image, label in layout.pairs[split]:
             pair = (tree.root / image, tree.root / label)
-            if not pair[0].is_file():
+            if not is_file(pair[0]):
                 found.without_image.append(pair[0])
-            elif pair[1].is_file():
+            elif is_file(pair[1]):
                 found.pairs.append(pair)
             else:
                 found.without_label.append(pair)
@@ -218,7 +207,7 @@ def _match(
     used, other_splits = set(), set()
     for path in image_files:
         stars = images.match(path)
-        if _is_hidden(path):
+        if is_hidden(path):
             found.leave("hidden", tree.root / path)
         elif stars is None:
             if labels.match(path) is None:
@@ -245,7 +234,7 @@ def _match(
     for path in label_files:
         if path in used or path in other_splits:
             continue
-        if _is_hidden(path):
+        if is_hidden(path):
             if path not in images_set:
                 found.leave("hidden", tree.root / path)
         elif labels.match(path) is not None and images.match(path) is None:
@@ -257,16 +246,11 @@ def _match(
             found.leave(f"label folder: not {labels.text}", tree.root / path)
 
 
-def _is_hidden(path: str) -> bool:
-    """By its own name or that of a folder, such as ``.ipynb_checkpoints``."""
-    return any(part.startswith(".") for part in path.split("/"))
-
-
 def _read_list(layout: Layout, root: Path, folder: str) -> dict[str, bool] | None:
     if not layout.list:
         return None
     path = root / layout.list.replace("{split}", folder)
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         lines = path.read_text().split("\n")

@@ -16,10 +16,21 @@ from typing import Any
 import yaml
 
 from pinmem.data.cityscapes_classes import IGNORE_INDEX, LABELS
-from pinmem.data.classes import CITYSCAPES, MOST_CLASSES, Classes
+from pinmem.data.classes import CITYSCAPES
 from pinmem.data.description import Description, Layout
 from pinmem.data.encodings import Color, Encoding
 from pinmem.data.errors import DataError
+from pinmem.data.keys import (
+    as_list,
+    check_keys,
+    classes_of,
+    color,
+    mapping,
+    patterns,
+    raw_values,
+    texts,
+)
+from pinmem.data.splits import STANDARD_SPLITS
 
 __all__ = ["known_datasets", "open_description", "parse_description"]
 
@@ -28,7 +39,6 @@ _KEYS = _LAYOUT_KEYS | {
     "root", "classes", "ignore", "splits", "subsets", "counts", "layouts", "missing_labels",
 }  # fmt: skip
 _WILD = re.compile(r"\*\*/|\*")
-_ALTERNATIVES = re.compile(r"\{([^{}]*/[^{}]*)\}")
 
 
 @cache
@@ -102,24 +112,31 @@ class _Loader(yaml.SafeLoader):
 
 class _Parser:
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        _check_keys(content, _KEYS)
+        check_keys(content, _KEYS)
         self.path = path
         self.content = content
-        self.classes = _classes(content.get("classes"))
+        self.classes = classes_of(content.get("classes"))
         self.codes = {name: k for k, name in enumerate(self.classes.names)}
 
     def description(self) -> Description:
         content = self.content
-        layouts = content.get("layouts", [{k: v for k, v in content.items() if k in _LAYOUT_KEYS}])
-        subsets = tuple(map(str, content.get("subsets", ())))
+        single = {k: v for k, v in content.items() if k in _LAYOUT_KEYS}
+        layouts = content.get("layouts", [single])
+        if not isinstance(layouts, list) or not layouts:
+            raise ValueError(f"layouts: got {layouts!r}, expected a list of them")
+        if "layouts" in content and (more := single.keys() - {"encoding"}):
+            raise ValueError(f"{min(more)}: is beside layouts, expected inside them")
+        subsets = tuple(map(str, as_list(content.get("subsets", []))))
         result = Description(
             name=self.path.stem,
             classes=self.classes,
             layouts=tuple(layout for item in layouts for layout in self._layouts(item)),
-            root=self.path.parent / content["root"] if "root" in content else None,
-            splits={k: tuple(_list(v)) for k, v in content.get("splits", {}).items()},
+            root=self.path.parent / texts(content["root"], "root")[0]
+            if "root" in content
+            else None,
+            splits={k: tuple(texts(v, "splits")) for k, v in mapping(content, "splits").items()},
             subsets=subsets,
-            counts={k: tuple(_list(v)) for k, v in content.get("counts", {}).items()},
+            counts={k: tuple(map(int, as_list(v))) for k, v in mapping(content, "counts").items()},
             missing_labels=str(content.get("missing_labels", "")),
         )
         for layout in result.layouts:
@@ -129,16 +146,18 @@ class _Parser:
 
     def _layouts(self, item: dict[str, Any]) -> Iterable[Layout]:
         """One layout for every combination of alternatives."""
-        _check_keys(item, _LAYOUT_KEYS)
+        check_keys(item, _LAYOUT_KEYS)
         encoding = self._encoding(item.get("encoding", self.content.get("encoding")))
         if "pairs" in item:
-            yield Layout("", "", encoding, pairs=self._pairs(item["pairs"]))
+            yield Layout("", "", encoding, pairs=self._pairs(mapping(item, "pairs")))
             return
         for key in ("images", "labels"):
             if key not in item:
                 raise ValueError(f"{key}: missing, expected a pattern such as {key}/{{split}}/*")
         for images, labels, listed in itertools.product(
-            _expanded(item["images"]), _expanded(item["labels"]), _expanded(item.get("list", ""))
+            patterns(item["images"], "images"),
+            patterns(item["labels"], "labels"),
+            patterns(item["list"], "list") if "list" in item else [None],
         ):
             wild = [_WILD.findall(pattern) for pattern in (images, labels)]
             if wild[0] != wild[1]:
@@ -146,7 +165,10 @@ class _Parser:
             if not wild[0]:
                 raise ValueError(f"images: got {images!r}, expected a pattern with *")
             standard = item.get("standard_split")
-            yield Layout(images, labels, encoding, listed or None, standard_split=standard)
+            if standard not in (None, *STANDARD_SPLITS):
+                expected = " or ".join(STANDARD_SPLITS)
+                raise ValueError(f"standard_split: got {standard!r}, expected {expected}")
+            yield Layout(images, labels, encoding, listed, standard_split=standard)
 
     def _pairs(self, splits: dict[str, Any]) -> dict[str, tuple[tuple[str, str], ...]]:
         found = {}
@@ -160,8 +182,12 @@ class _Parser:
                 # Names may hold spaces where tabs or commas part them.
                 pairs = [re.split(r"\s*[\t,]\s*", line) for line in lines if line]
                 pairs = [pair if len(pair) > 1 else pair[0].split() for pair in pairs]
+            if not isinstance(pairs, list):
+                raise ValueError(
+                    f"pairs: got {pairs!r}, expected a list of an image and a label each"
+                )
             for pair in pairs:
-                if len(pair) != 2:
+                if not isinstance(pair, list) or len(pair) != 2:
                     raise ValueError(f"pairs: got {pair}, expected an image and a label")
             found[split] = tuple((str(image), str(label)) for image, label in pairs)
         return found
@@ -178,8 +204,8 @@ class _Parser:
     def _encoding(self, spec: Any) -> Encoding:
         colors: dict[Color, set[int]] = {}
         if not (isinstance(spec, dict) and "colors" in spec):
-            for number, color in enumerate(self.classes.colors):
-                colors.setdefault(color, set()).add(number)
+            for number, one in enumerate(self.classes.colors):
+                colors.setdefault(one, set()).add(number)
         values: dict[int, int] = {}
         names: dict[str, int] = {}
         channel = None
@@ -194,27 +220,28 @@ class _Parser:
         elif isinstance(spec, dict):
             if not spec.keys() & {"values", "colors", "polygons", "channel"}:
                 spec = {"values": spec}
-            _check_keys(spec, {"values", "colors", "polygons", "channel"})
+            check_keys(spec, {"values", "colors", "polygons", "channel"})
             channel = spec.get("channel")
-            values = dict(self._table(spec.get("values", {}), int))
-            for color, number in self._table(spec.get("colors", {}), _color):
-                colors.setdefault(color, set()).add(number)
-            names = dict(self._table(spec.get("polygons", {}), str))
+            if channel not in (None, 0, 1, 2, 3) or isinstance(channel, bool):
+                raise ValueError(f"channel: got {channel!r}, expected 0, 1, 2 or 3")
+            values = dict(self._table(mapping(spec, "values"), int))
+            for one, number in self._table(mapping(spec, "colors"), color):
+                colors.setdefault(one, set()).add(number)
+            names = dict(self._table(mapping(spec, "polygons"), str))
         elif spec != "colors":
             raise ValueError(
                 f"encoding: got {spec!r}, expected trainIds, labelIds, colors or a table of values"
             )
-        for raw in _list(self.content.get("ignore", IGNORE_INDEX)):
+        for raw in as_list(self.content.get("ignore", IGNORE_INDEX)):
             if isinstance(raw, list):
-                colors.setdefault(_color(raw), set()).add(IGNORE_INDEX)
+                colors.setdefault(color(raw), set()).add(IGNORE_INDEX)
             elif spec != "colors":
                 if "ignore" in self.content and values.get(raw, IGNORE_INDEX) != IGNORE_INDEX:
                     raise ValueError(f"ignore: {raw} is a class in the encoding")
-                for value in _range(raw):
+                for value in raw_values(raw):
                     values.setdefault(value, IGNORE_INDEX)
         for value in values:
-            if not 0 <= value < 65536:
-                raise ValueError(f"encoding: got the raw value {value}, expected 0..65535")
+            raw_values(value)
         return Encoding(values, colors, names, channel)
 
     def _table(self, table: Any, kind: Any) -> Iterable[tuple[Any, int]]:
@@ -222,15 +249,16 @@ class _Parser:
         later: list[tuple[Any, int]] = []
         seen = set()
         for key, entry in table.items():
-            if isinstance(key, int):
+            if isinstance(key, int) and not isinstance(key, bool):
                 seen.add(key)
                 yield key, self._class(entry)
                 continue
             number = self._class(key)
-            several = _list(entry) if kind is not _color or isinstance(entry[0], list) else [entry]
+            listed = isinstance(entry, list) and any(isinstance(each, list) for each in entry)
+            several = as_list(entry) if kind is not color or listed else [entry]
             for raw in several:
                 if kind is int:
-                    later += [(value, number) for value in _range(raw)]
+                    later += [(value, number) for value in raw_values(raw)]
                 else:
                     yield kind(raw), number
         # A class before "ignore", so that "ignore: 0-65" means the rest.
@@ -240,60 +268,3 @@ class _Parser:
                 yield value, number
             elif number != IGNORE_INDEX:
                 raise ValueError(f"encoding: the raw value {value} means two classes")
-
-
-def _check_keys(found: Any, known: set[str]) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"got {found!r}, expected keys and values")
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no such key {key!r}{hint}")
-
-
-def _classes(spec: Any) -> Classes:
-    if spec == "cityscapes":
-        return CITYSCAPES
-    if not isinstance(spec, dict) or not spec:
-        raise ValueError("classes: expected name: [red, green, blue], one class a line")
-    if len(spec) > MOST_CLASSES:
-        raise ValueError(f"classes: got {len(spec)}, expected at most {MOST_CLASSES}")
-    if "ignore" in spec:
-        raise ValueError("classes: 'ignore' stands for what is no class; list it under ignore")
-    return Classes(tuple(map(str, spec)), tuple(map(_color, spec.values())))
-
-
-def _color(value: Any) -> Color:
-    if isinstance(value, list) and len(value) == 3:
-        red, green, blue = value
-        if all(isinstance(c, int) and 0 <= c <= 255 for c in value):
-            return red, green, blue
-    raise ValueError(f"got {value!r}, expected a colour [red, green, blue] of 0..255")
-
-
-def _range(raw: Any) -> Iterable[int]:
-    """A raw value, or those of "0-65"."""
-    if isinstance(raw, int):
-        return (raw,)
-    first, dash, last = str(raw).partition("-")
-    if not (dash and first.isdecimal() and last.isdecimal()):
-        raise ValueError(f"got {raw!r}, expected a raw value, or several as '0-65'")
-    return range(int(first), int(last) + 1)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _expanded(patterns: Any) -> list[str]:
-    """Patterns without alternatives of folders: "{,a/}b" is "b" and "a/b"."""
-    found = []
-    for pattern in _list(patterns):
-        match = _ALTERNATIVES.search(pattern)
-        if match is None:
-            found.append(pattern)
-            continue
-        for part in match[1].split(","):
-            found += _expanded(pattern[: match.start()] + part + pattern[match.end() :])
-    return found

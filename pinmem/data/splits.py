@@ -12,7 +12,7 @@ import zlib
 from base64 import b64decode
 from functools import cache
 
-__all__ = ["standard_split"]
+__all__ = ["STANDARD_SPLITS", "standard_split"]
 
 # One byte a file number: 0 in no split, then the position in _SPLITS + 1; deflated, base64.
 _SPLITS = ("train", "val", "test")
@@ -62,6 +62,8 @@ _PACKED = {
         "9/wH0bIvvQ=="
     ),
 }
+
+STANDARD_SPLITS = tuple(_PACKED)
 
 
 @cache

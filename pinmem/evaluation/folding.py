@@ -1,6 +1,7 @@
 """Batch normalisation folded into the convolutions before it, for as long as a network is measured.
 
-In evaluation both are linear, so one convolution does the work of two passes over its map.
+In evaluation both are linear, so one convolution does the work of two passes over its map. On a CPU
+it adds and rectifies as it writes, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from pinmem.evaluation.fusing import fused
 from pinmem.models import Segmenter
 
 __all__ = ["folded"]
@@ -34,6 +36,7 @@ def folded(model: Segmenter) -> Iterator[None]:
     image = _image(model)
     pairs, expected = _pairs(model, image)
     before = [(conv, conv.weight, conv.bias) for conv, _ in pairs]
+    replaced: list[nn.Module] = []
     norms = {norm for _, norm in pairs}
     places = [
         (parent, name, child)
@@ -50,13 +53,32 @@ def folded(model: Segmenter) -> Iterator[None]:
             )  # fmt: skip
         for parent, name, _ in places:
             setattr(parent, name, nn.Identity())
-        difference = (model(image).logits - expected).abs().max()
-        if not difference <= _TOLERANCE * expected.abs().max():
+        if not _gives(model, image, expected):
             # What a convolution gave was read by others too.
             _restore(before, places)
+        else:
+            for module, forward in fused(model):
+                replaced.append(module)
+                module.forward = forward
+            if replaced and not _gives(model, image, expected):
+                _unfuse(replaced)
         yield
     finally:
+        _unfuse(replaced)
         _restore(before, places)
+
+
+def _gives(model: Segmenter, image: Tensor, expected: Tensor) -> bool:
+    try:
+        logits = model(image).logits
+    except RuntimeError:  # an operator of another version
+        return False
+    return bool((logits - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _unfuse(modules: list[nn.Module]) -> None:
+    while modules:
+        del modules.pop().forward
 
 
 def _restore(

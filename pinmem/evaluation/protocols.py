@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as V2
 
 from pinmem.config import named_folder
@@ -43,15 +44,24 @@ def _halve(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _centre_square(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The centre 1536x1536, with black and ignored pixels where there is less."""
+    """Resized to height 1536, the centre 1536x1536, as RobustNet's code does (CVPR 2021).
+
+    The image is resized bicubically, the target to the nearest pixel. Where there is less width,
+    the rest is black and ignored; there, that code moves the image to the right and out of the
+    square by half of what is missing, and labels the rest road.
+    """
     size = _ROBUSTNET_SIZE
-    missing = [max(size - length, 0) for length in (image.shape[-1], image.shape[-2])]
-    sides = [side for gap in missing for side in (gap // 2, gap - gap // 2)]
+    height, width = target.shape
+    shape = [size, max(1, int(width / height * size))]
+    image = V2.resize(image, shape, InterpolationMode.BICUBIC, antialias=True)
+    target = V2.resize(target[None], shape, InterpolationMode.NEAREST_EXACT)[0]
+    missing = max(size - shape[1], 0)
+    sides = [missing // 2, missing - missing // 2]
     image = F.pad(image.as_subclass(Tensor), sides)
     target = F.pad(target.as_subclass(Tensor), sides, value=IGNORE_INDEX)
-    top, left = ((length - size) // 2 for length in target.shape)
-    rows, columns = slice(top, top + size), slice(left, left + size)
-    return eval_transform()(image[:, rows, columns], target[rows, columns])
+    left = round((target.shape[1] - size) / 2)
+    columns = slice(left, left + size)
+    return eval_transform()(image[:, :, columns], target[:, columns])
 
 
 class Reading(NamedTuple):
@@ -80,7 +90,7 @@ def reading(protocol: Protocol, name: str, size: int | None = None) -> Reading:
     base = dataset_name(name).partition(":")[0]
     if protocol == "robustnet" and base == "mapillary":
         square = _ROBUSTNET_SIZE
-        return Reading(f"height {square}, centre {square}x{square}", _centre_square, square)
+        return Reading(f"height {square}, centre {square}x{square}", _centre_square)
     if protocol == "half" and base in _HALVED:
         return Reading("half size, labels at own size", _halve)
     return Reading(f"height {size}" if size else "own size", eval_transform(), size)

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from urllib.error import URLError
 
 import torchvision
 from torch import Tensor, nn
@@ -206,14 +207,20 @@ def classifier(name: str, weights: str | None) -> Any:
             dict, with or without the last layer.
 
     Raises:
-        ValueError: no such weights, or they do not fit.
+        ValueError: no such weights, or they do not fit, or cannot be downloaded.
     """
     if weights is None:
         return torchvision.models.get_model(name, weights=None)
     members = torchvision.models.get_model_weights(name).__members__
     key = "IMAGENET1K_V1" if weights == "imagenet" else weights
     if key in members:
-        return torchvision.models.get_model(name, weights=members[key])
+        try:
+            return torchvision.models.get_model(name, weights=members[key])
+        except URLError as error:
+            raise ValueError(
+                f"weights: got {weights}, which cannot be downloaded ({error.reason}); "
+                "a local file or null goes without"
+            ) from error
     if not os.path.isfile(weights):
         expected = ", ".join(["imagenet", *members])
         raise ValueError(f"weights: got {weights!r}, expected None or one of {expected}, or a file")

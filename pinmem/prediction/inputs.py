@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinmem.data.tree import is_hidden, walk
 from pinmem.prediction.pictures import INDEXED
 
 __all__ = ["PICTURES", "VIDEOS", "Found", "Source", "find", "plan"]
@@ -55,12 +56,12 @@ def find(inputs: Sequence[str], recursive: bool, out: Path) -> Found:
         if source.is_dir():
             if source.absolute() == out:
                 raise ValueError(f"out: got {out}, which is read too, expected another folder")
-            below = sorted(source.rglob("*") if recursive else source.iterdir())
-            there = [path for path in below if not path.absolute().is_relative_to(out)]
+            below = source.iterdir()
+            if recursive:
+                below = (parent / name for parent, names in walk(source) for name in names)
+            there = [path for path in sorted(below) if not path.absolute().is_relative_to(out)]
             files = [path for path in there if path.is_file() and _counts(path, source)]
             found.left_out += len(there) - len(files)
-            if recursive:
-                found.left_out -= sum(path.is_dir() and _visible(path, source) for path in there)
             base = source
         elif source.exists():
             files, base = [source], source.parent
@@ -117,9 +118,6 @@ def _until_magic(parts: Sequence[str]) -> Iterator[str]:
         yield part
 
 
-def _visible(path: Path, base: Path) -> bool:
-    return not any(part.startswith(".") for part in path.relative_to(base).parts)
-
-
 def _counts(path: Path, base: Path) -> bool:
-    return path.suffix.lower() in (*PICTURES, *VIDEOS) and _visible(path, base)
+    hidden = is_hidden(path.relative_to(base).as_posix())
+    return path.suffix.lower() in (*PICTURES, *VIDEOS) and not hidden

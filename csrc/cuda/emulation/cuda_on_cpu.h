@@ -253,6 +253,7 @@ inline unsigned __ballot_sync(unsigned mask, bool set) {
   });
 }
 
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline bool __any_sync(unsigned mask, bool set) { return __ballot_sync(mask, set) != 0; }
 
 template <class T>
