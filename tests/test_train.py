@@ -149,11 +149,11 @@ def test_memory_starts_as_class_means(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    from pinmem.train import _rate
+    from pinmem.step import rate_of
 
     options = {"sources": ["a=b"], "iterations": 100, "lr": 0.01}
     rates = {
-        name: _rate(TrainConfig(**options, schedule=name), 60)
+        name: rate_of(TrainConfig(**options, schedule=name), 60)
         for name in ("exp", "poly", "constant")
     }
     assert rates["exp"] == pytest.approx(0.01 * math.exp(-9 * 60 / 120_000))

@@ -82,6 +82,7 @@ def test_a_second_run_into_a_folder(tmp_path: Path, capsys) -> None:
 OTHER = {
     "mode": "joint", "model": "deeplabv3plus_r50", "weights": "imagenet", "start": "a.pt",
     "freeze": "backbone", "hard_augmentation": "none", "scale": (0.1, 0.2), "crop_size": (8, 8),
+    "optimizer": "apex_sgd",
 }  # fmt: skip
 FIXED = [option.name for option in fields(TrainConfig) if option.metadata.get("fixed")]
 
