@@ -12,7 +12,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .PHONY: venv build test pytest lint docs format train study sanitize \
-	packaging-check torch-check headers-check gpu-check kill-check clean
+	packaging-check torch-check headers-check gpu-check kill-check ranks-kill-check clean
 
 venv: $(VENV)/.installed
 
@@ -79,6 +79,11 @@ study: build
 KILLS ?= 100
 kill-check: build
 	OMP_NUM_THREADS=1 $(PY) -m tests.kill_check --kills $(KILLS)
+
+# The same for several ranks, of which one is killed; they go on as many or fewer.
+RANK_KILLS ?= 20
+ranks-kill-check: build
+	OMP_NUM_THREADS=1 $(PY) -m tests.kill_ranks_check --kills $(RANK_KILLS)
 
 # The C++ ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a library of their own.
 # libstdc++ is loaded early too: the sanitizer looks for its exceptions before torch brings it.

@@ -38,7 +38,7 @@ class TrainConfig:
         num_classes: number of classes and memory slots; 0: as the sources have.
         output_stride: of the backbone; the network's published one if absent.
         iterations: training steps.
-        batch_size: images of every domain in a step.
+        batch_size: images of every domain in a step, over all ranks.
         crop_size: height and width of a training crop, one number for both.
         scale: bounds of the random scale.
         class_uniform: share of the draws that begin with a class, all equally likely, and crop

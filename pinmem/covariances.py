@@ -12,6 +12,7 @@ from pinmem.batches import load_draws, seed_of
 from pinmem.config import TrainConfig
 from pinmem.data import DomainDataset, SegmentationDataset, eval_transform, seeded
 from pinmem.data.transforms import Photometric
+from pinmem.distributed import Ranks
 from pinmem.models import Segmenter
 from pinmem.models.whitening import InstanceNormResNet, sensitive_covariances
 from pinmem.passes import evaluating
@@ -30,7 +31,11 @@ def masks_of(model: Segmenter) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def choose_covariances(
-    model: Segmenter, sources: list[SegmentationDataset], config: TrainConfig, track: Track
+    model: Segmenter,
+    sources: list[SegmentationDataset],
+    config: TrainConfig,
+    track: Track,
+    ranks: Ranks | None = None,
 ) -> None:
     """Set the masks to the covariances that are sensitive in every one of ten passes.
 
@@ -39,6 +44,7 @@ def choose_covariances(
         sources: the training sets.
         config: of the run.
         track: shows progress over what it is given.
+        ranks: of the run; each goes through all images, and all take what rank 0 found.
     """
     masks = masks_of(model)
     if not masks:
@@ -53,6 +59,8 @@ def choose_covariances(
             views = _views(sources, config, device, trial, track)
             for mask, found in zip(masks, sensitive_covariances(backbone, views), strict=True):
                 mask &= found
+    if ranks is not None:
+        ranks.as_first(masks)
 
 
 def _views(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pinmem import checkpoint
 from pinmem.covariances import choose_covariances
 from pinmem.health import NotFinite
+from pinmem.run_state import restore
 from pinmem.stop import Stopped
 
 if TYPE_CHECKING:
@@ -19,17 +20,19 @@ def fit(trainer: Trainer) -> dict[str, float]:
     """See ``Trainer.fit``."""
     try:
         with trainer.signals:
-            while True:
-                try:
-                    _iterate(trainer)
-                    break
-                except NotFinite as error:
-                    _go_back(trainer, error)
+            try:
+                while True:
+                    try:
+                        _iterate(trainer)
+                        break
+                    except NotFinite as error:
+                        _go_back(trainer, error)
+            except Stopped as stop:
+                # Under the handlers still: a second SIGTERM, which torchrun sends, waits.
+                raise _stopped(trainer, stop) from None
         trainer.report.page(trainer.model, trainer.validation)
         trainer.report.close(trainer.start_scores, trainer.scores)
         return trainer.scores
-    except Stopped as stop:
-        raise _stopped(trainer, stop) from None
     except OSError as error:
         raise trainer.folder.full(error) from None
     finally:
@@ -53,8 +56,8 @@ def _iterate(trainer: Trainer) -> None:
         if done >= config.iterations:
             return
         if done == config.whitening_start:
-            choose_covariances(trainer.model, trainer.sources, config, report.track)
-        trainer.signals.check()
+            choose_covariances(trainer.model, trainer.sources, config, report.track, trainer.ranks)
+        trainer.signals.check(trainer.ranks)
         began = time.perf_counter()
         if loader is None:
             loader = iter(trainer.batches.loader(done))
@@ -78,7 +81,7 @@ def _go_back(trainer: Trainer, error: NotFinite) -> None:
         kept = f"{last} is of iteration {saved}" if saved >= 0 else "nothing was saved"
         raise NotFinite(error.iteration, f"{error}; {kept}") from None
     skipped = [*trainer.skipped, error.iteration]
-    trainer.restore(checkpoint.load(last))
+    restore(trainer, checkpoint.load(last))
     trainer.skipped = skipped
     trainer.save("last.pt")
     trainer.report.log.info(

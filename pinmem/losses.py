@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pinmem import ops
+from pinmem.distributed import active
 from pinmem.memory import Written
 from pinmem.models import Segmenter, SegmenterOutput
 
@@ -51,6 +52,8 @@ def losses_of(
 ) -> Losses:
     """The weighted losses of a training-mode pass, with those of a write where there was one.
 
+    On ranks that share a batch they add up to those of the whole.
+
     Args:
         model: the network that was run.
         output: what it gave.
@@ -60,18 +63,22 @@ def losses_of(
         whole: the labels of all micro-batches, where ``labels`` are those of one: each loss then
             counts as its share of their pixels, so that the losses of all add up.
     """
-    segmentation = _share(ops.upsampled_cross_entropy(output.logits, labels), labels, whole)
+    ranks = active()
+    if ranks is not None:
+        whole = whole or [labels]
+    share = _share(labels, whole)
+    segmentation = share(ops.upsampled_cross_entropy(output.logits, labels))
     zero = torch.zeros_like(segmentation)
     aux, reading, divergence, classification = zero, zero, zero, zero
     if output.aux_logits is not None:
         size = output.aux_logits.shape[2:]
         small = _nearest(labels, size)
         others = None if whole is None else [_nearest(other, size) for other in whole]
-        aux = _share(ops.upsampled_cross_entropy(output.aux_logits, small), small, others)
+        aux = _share(small, others)(ops.upsampled_cross_entropy(output.aux_logits, small))
     if model.memory is not None and output.scores is not None:
-        reading = _share(model.memory.reading_loss(output.scores, labels), labels, whole)
+        reading = share(model.memory.reading_loss(output.scores, labels))
     if written is not None:
-        divergence, classification = written.divergence, written.classification
+        divergence, classification = of_rank(written)
     total = (
         segmentation
         + weights.aux * aux
@@ -82,18 +89,30 @@ def losses_of(
     if output.whitened:
         whitening = model.backbone.whitening_loss(output.whitened)
         images = labels.shape[0] / sum(each.shape[0] for each in whole or (labels,))
+        images /= 1 if ranks is None else ranks.size
         total = total + weights.whitening * images * whitening
     return Losses(total, segmentation, aux, reading, divergence, classification)
 
 
+def of_rank(written: Written) -> tuple[Tensor, Tensor]:
+    """The writing losses, which are those of all ranks' writes, as one rank's part of their sum."""
+    ranks = active()
+    if ranks is None:
+        return written.divergence, written.classification
+    return written.divergence / ranks.size, written.classification / ranks.size
+
+
 def _share(
-    loss: Tensor, labels: Tensor, whole: Sequence[Tensor] | None, ignore_index: int = 255
-) -> Tensor:
-    """A mean over the labelled pixels of a micro-batch as its part of the mean over all."""
+    labels: Tensor, whole: Sequence[Tensor] | None, ignore_index: int = 255
+) -> Callable[[Tensor], Tensor]:
+    """Turns a mean over the labelled pixels of a part into its share of the mean over all."""
     if whole is None:
-        return loss
+        return lambda loss: loss
     counted = [(each != ignore_index).sum() for each in (labels, *whole)]
-    return loss * counted[0].to(loss.dtype) / torch.stack(counted[1:]).sum().clamp_min(1)
+    total = torch.stack(counted[1:]).sum()
+    if (ranks := active()) is not None:
+        total = ranks.total(total)
+    return lambda loss: loss * counted[0].to(loss.dtype) / total.clamp_min(1)
 
 
 def _nearest(labels: Tensor, size: Sequence[int]) -> Tensor:

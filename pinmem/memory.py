@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pinmem import ops
+from pinmem.distributed import active
 
 
 class Written(NamedTuple):
@@ -120,8 +121,14 @@ class ClassMemory(nn.Module):
         return ops.class_sums(features, labels, self.num_classes, ignore_index=ignore_index)
 
     def update(self, sums: Tensor, mass: Tensor, memory: Tensor | None = None) -> Written:
-        """Update the memory, or other slots, with class sums; the second half of a write."""
+        """Update the memory, or other slots, with class sums; the second half of a write.
+
+        Ranks that share a batch add theirs up: the new memory is the same on all.
+        """
         old = self.memory if memory is None else memory
+        if (ranks := active()) is not None:
+            both = ranks.sum(torch.cat([sums, mass[:, None]], dim=1))
+            sums, mass = both[:, :-1].contiguous(), both[:, -1].contiguous()
         new = ops.memory_update(
             old.to(sums.dtype),
             sums,

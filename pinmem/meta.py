@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pinmem.distributed import Ranks
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
 from pinmem.models import Segmenter
@@ -37,6 +38,7 @@ def joint_step(
     scale: LossScale | None = None,
     accumulate: int = 1,
     checkpoint: bool = False,
+    ranks: Ranks | None = None,
 ) -> Losses:
     """Train on all domains at once; with a memory, read it, write it and keep what was written.
 
@@ -50,9 +52,10 @@ def joint_step(
         accumulate: run the batch in so many micro-batches (:class:`pinmem.passes.Passes`).
         checkpoint: keep only the tensors between the network's stages and run these again in the
             backward pass: less memory, more time, the same numbers.
+        ranks: that share the batch; each gives its own images and gets the losses of all.
     """
     named = _trained(model)
-    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale))
+    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale), ranks)
     statistics = _statistics(model, scale)
     with _checkpointing(model, checkpoint):
         losses, grads = passes.gradients(batch, list(named.values()))
@@ -75,6 +78,7 @@ def mldg_step(
     scale: LossScale | None = None,
     accumulate: int = 1,
     checkpoint: bool = False,
+    ranks: Ranks | None = None,
 ) -> tuple[Losses, Losses]:
     """One meta-iteration: learn on some domains what also helps on the others.
 
@@ -100,6 +104,7 @@ def mldg_step(
             first order.
         checkpoint: keep only the tensors between the network's stages and run these again in the
             backward passes: less memory, more time, the same numbers.
+        ranks: that share both batches; each gives its own images and gets the losses of all.
 
     Returns:
         The losses of the inner and of the outer pass.
@@ -119,7 +124,7 @@ def mldg_step(
         )
     named = _trained(model)
     parameters: list[Tensor] = list(named.values())
-    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale))
+    passes = Passes(model, weights or LossWeights(), amp_dtype, accumulate, _factor(scale), ranks)
     statistics = _statistics(model, scale)
     device = meta_train.images.device
     start = random_state(device) if lean else ()
@@ -131,7 +136,7 @@ def mldg_step(
             with TwiceDifferentiable():
                 losses = passes.losses(meta_train)
             moving = gradients_of(losses.total * passes.scale, parameters, create_graph=True)
-            inner, inner_grads = losses.detach(), [grad.detach() for grad in moving]
+            inner, inner_grads = passes.summed(losses, [grad.detach() for grad in moving])
             del losses
         else:
             inner, inner_grads = passes.gradients(meta_train, parameters)
@@ -148,18 +153,21 @@ def mldg_step(
 
         if order == 2:
             if lean:
-                # The same numbers as the first time.
-                del inner_grads
+                # The same numbers as the first time, but of this rank's images alone.
+                if ranks is None:
+                    del inner_grads
                 with _again(model, device, start, checkpoint):
                     moving = gradients_of(
                         passes.losses(meta_train).total * passes.scale, parameters, None, True
                     )
-                    inner_grads = [grad.detach() for grad in moving]
+                    if ranks is None:
+                        inner_grads = _unscaled(scale, [grad.detach() for grad in moving])
                     bent = _along(moving, parameters, outer_grads)
-                inner_grads = _unscaled(scale, inner_grads)
             else:
                 bent = _along(moving, parameters, outer_grads)
             del moving
+            if ranks is not None:
+                bent = ranks.totals(bent)
             _subtract(outer_grads, bent, inner_lr / passes.scale)
 
         torch._foreach_add_(inner_grads, outer_grads)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pinmem.backends import under_fake_tensors
-from pinmem.losses import Losses, LossWeights, losses_of
+from pinmem.distributed import Ranks
+from pinmem.losses import Losses, LossWeights, losses_of, of_rank
 from pinmem.memory import Written
 from pinmem.models import Segmenter
 from pinmem.recompute import frozen_statistics
+from pinmem.whole_batch import WholeBatch
 
 
 class Batch(NamedTuple):
@@ -38,6 +40,7 @@ class Passes:
         amp_dtype: autocast to this type; None computes in the parameters' own.
         accumulate: micro-batches in a batch.
         scale: a factor on the losses that are differentiated.
+        ranks: that share the batches; losses and gradients are then summed over all.
     """
 
     model: Segmenter
@@ -45,10 +48,14 @@ class Passes:
     amp_dtype: torch.dtype | None = None
     accumulate: int = 1
     scale: float = 1.0
+    ranks: Ranks | None = None
 
     def losses(self, batch: Batch, memory: Tensor | None = None, *, write: bool = True) -> Losses:
-        """Losses of a batch in one piece, with their graph; ``write``: those of a write too."""
-        with self._autocast(batch):
+        """Losses of a batch in one piece, with their graph; ``write``: those of a write too.
+
+        Several ranks' add up to those of the whole batch.
+        """
+        with self._surroundings(batch):
             output = self.model(batch.images, memory=memory)
             slots = self.model.memory if write else None
             written = slots.write(output.query, batch.labels) if slots is not None else None
@@ -72,7 +79,7 @@ class Passes:
         """
         if self.accumulate == 1:
             losses = self.losses(batch, memory, write=write)
-            return losses.detach(), gradients_of(self._scaled(losses.total), parameters)
+            return self.summed(losses, gradients_of(self._scaled(losses.total), parameters))
         parts = self._parts(batch)
         # Each micro-batch draws from a stream of its own: it is the same when it runs again.
         seeds = [0] * len(parts)
@@ -88,7 +95,7 @@ class Passes:
         slots_grad = None if memory is None else torch.zeros_like(memory)
         whole = [part.labels for part in parts]
         for part, seed in zip(parts, seeds, strict=True):
-            with _seeded(seed, part.images.device), self._autocast(part):
+            with _seeded(seed, part.images.device), self._surroundings(part):
                 output = self.model(part.images, memory=leaf)
                 some = losses_of(self.model, output, part.labels, self.weights, whole=whole)
                 loss = some.total
@@ -105,7 +112,15 @@ class Passes:
         if memory is not None and memory.requires_grad:
             torch._foreach_add_(grads, gradients_of(memory, parameters, slots_grad))
         assert total is not None
-        return total, grads
+        return self.summed(total, grads)
+
+    def summed(self, losses: Losses, grads: list[Tensor]) -> tuple[Losses, list[Tensor]]:
+        """Losses without their graph and gradients, summed over all ranks."""
+        losses = losses.detach()
+        if self.ranks is None:
+            return losses, grads
+        row, *grads = self.ranks.totals([torch.stack(losses), *grads])
+        return Losses(*row), grads
 
     def written(self, batch: Batch) -> Written:
         """What a write of the batch gives: the encoder without a graph, the writing with one."""
@@ -113,12 +128,13 @@ class Passes:
         assert slots is not None
         sums: list[Tensor] = []
         for part in self._parts(batch):
-            with self._autocast(part):
+            with self._surroundings(part):
                 with torch.no_grad():
                     query = self.model.encode(part.images).query
                 more = slots.sums(query, part.labels)
             sums = [*more] if not sums else [a + b for a, b in zip(sums, more, strict=True)]
-        return slots.update(*sums)
+        with self._over_ranks(batch):
+            return slots.update(*sums)
 
     def _writing_losses(
         self,
@@ -136,20 +152,20 @@ class Passes:
         sums: list[Tensor] = []
         with torch.no_grad(), frozen_statistics(self.model):
             for part, seed in zip(parts, seeds, strict=True):
-                with _seeded(seed, part.images.device), self._autocast(part):
+                with _seeded(seed, part.images.device), self._surroundings(part):
                     more = slots.sums(self.model.encode(part.images).query, part.labels)
                 sums = [*more] if not sums else [a + b for a, b in zip(sums, more, strict=True)]
         total, mass = sums[0].requires_grad_(), sums[1]
-        written = slots.update(total, mass)
-        zero = torch.zeros_like(written.divergence)
+        with self._over_ranks(parts[0]):
+            divergence, classification = of_rank(slots.update(total, mass))
+        zero = torch.zeros_like(divergence)
         weighted = (
-            self.weights.divergence * written.divergence
-            + self.weights.classification * written.classification
+            self.weights.divergence * divergence + self.weights.classification * classification
         )
         along, *found = gradients_of(weighted, [total, *parameters])
         torch._foreach_add_(grads, found, alpha=self.scale)
-        both = (written.divergence, written.classification)
-        return Losses(weighted, zero, zero, zero, *both).detach(), along
+        losses = Losses(weighted, zero, zero, zero, divergence, classification)
+        return losses.detach(), along
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """Micro-batches of as many images of every domain each."""
@@ -159,8 +175,18 @@ class Passes:
     def _scaled(self, total: Tensor) -> Tensor:
         return total if self.scale == 1 else total * self.scale
 
-    def _autocast(self, batch: Batch) -> torch.autocast:
-        return autocast(batch.images, self.amp_dtype)
+    @contextlib.contextmanager
+    def _surroundings(self, batch: Batch) -> Iterator[None]:
+        """Of a forward pass over a batch or micro-batch."""
+        with autocast(batch.images, self.amp_dtype), self._over_ranks(batch):
+            yield
+
+    def _over_ranks(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
+        """Where a batch or micro-batch is this rank's part of one."""
+        if self.ranks is None:
+            return contextlib.nullcontext()
+        images = len(batch.images) * self.accumulate
+        return WholeBatch(self.ranks, images // (self.ranks.images or images))
 
 
 def gradients_of(

@@ -21,6 +21,7 @@ from pinmem.data import (
 from pinmem.data.parse import open_description
 from pinmem.data.statistics import ClassPlaces, Track
 from pinmem.data.transforms import Geometry
+from pinmem.distributed import Ranks
 from pinmem.evaluate import check_classes, open_dataset
 from pinmem.models import Segmenter
 from pinmem.passes import Batch, autocast, evaluating
@@ -106,9 +107,12 @@ def judges(config: TrainConfig, validation: Iterable[str]) -> list[str]:
 
 @torch.no_grad()
 def initial_memory(
-    model: Segmenter, batches: Iterable[Batch], amp_dtype: torch.dtype | None = None
+    model: Segmenter,
+    batches: Iterable[Batch],
+    amp_dtype: torch.dtype | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
-    """Class means of the query features over some batches, [K,C], L2-normalised.
+    """Class means of the query features over some batches, of all ranks; [K,C], L2-normalised.
 
     A class that is never seen starts as a zero row: reading gives it no weight of its own,
     and its first write makes it the class's mean.
@@ -123,5 +127,7 @@ def initial_memory(
             more_sums, more_mass = ops.class_sums(query, batch.labels, len(sums))
             sums += more_sums
             mass += more_mass
+    if ranks is not None:
+        sums, mass = ranks.totals([sums, mass])
     means = sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None]
     return torch.nn.functional.normalize(means, dim=1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from pinmem.backends import under_fake_tensors
+from pinmem.distributed import entered
 from pinmem.second_order import TwiceDifferentiable
 
 
@@ -51,13 +52,14 @@ class Stage:
 
 
 class _Surroundings:
-    """What a stage's first run found: random state and autocast."""
+    """What a stage's first run found: random state, autocast, and ranks it shares a batch with."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.random = random_state(device)
         self.autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type)
+        self.whole_batch = entered[-1] if entered else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
@@ -65,7 +67,7 @@ class _Surroundings:
         now = random_state(self.device)
         set_random_state(self.device, self.random)
         try:
-            with torch.autocast(self.device.type, self.dtype, self.autocast):
+            with torch.autocast(self.device.type, self.dtype, self.autocast), self.whole_batch:
                 yield
         finally:
             set_random_state(self.device, now)

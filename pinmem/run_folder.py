@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from pinmem.checkpoint import write_beside
 from pinmem.config import TrainConfig
 from pinmem.data import Classes, SegmentationDataset
+from pinmem.distributed import started
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,14 +31,18 @@ class RunFolder:
         path: made where it is not there.
         resume: a run in it is to go on.
         overwrite: a run in it may be deleted, which :meth:`clear` does.
+        writes: whether this process does; of several ranks one.
 
     Raises:
         ValueError: it is in use, or holds a run and neither option says what is to become of it.
     """
 
-    def __init__(self, path: Path, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool, overwrite: bool, writes: bool = True) -> None:
         self.path = path
         self.last = path / "last.pt"
+        self.writes = writes
+        if not writes:
+            return
         path.mkdir(parents=True, exist_ok=True)
         self._lock = open(path / ".lock", "a+")  # noqa: SIM115 - held until the process ends
         self._acquire()
@@ -52,6 +57,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the run in the folder, and nothing else."""
+        if not self.writes:
+            return
         for name in ("last.pt", "best.pt", "scores.txt", "metrics.jsonl", "wandb.id"):
             (self.path / name).unlink(missing_ok=True)
         for name in ("tensorboard", "overlays"):
@@ -75,6 +82,8 @@ class RunFolder:
 
     def record(self, config: TrainConfig) -> None:
         """Write the options that run to ``config.yaml``."""
+        if not self.writes:
+            return
         text = recorded(config).text().encode()
         write_beside(self.path / "config.yaml", lambda file: file.write(text), "configuration")
 
@@ -86,7 +95,9 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """The command that resumes the run."""
-        return f"python -m pinmem.train --config {self.path / 'config.yaml'} --resume true"
+        size = started()
+        program = "python" if size == 1 else f"torchrun --nproc_per_node={size}"
+        return f"{program} -m pinmem.train --config {self.path / 'config.yaml'} --resume true"
 
 
 def recorded(config: TrainConfig) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pinmem.config import TrainConfig
+from pinmem.distributed import Ranks
 from pinmem.extras import NVIDIA, apex_state, optional
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
@@ -47,6 +49,15 @@ def be_deterministic(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
     # Every output is written: poisoning it first is a test's work.
     torch.utils.deterministic.fill_uninitialized_memory = not wanted  # type: ignore[attr-defined]
+
+
+def rate_of(config: TrainConfig, iteration: int) -> float:
+    """The optimiser's rate at an iteration."""
+    if config.schedule == "exp":
+        return config.lr * math.exp(-9 * iteration / 120_000)
+    if config.schedule == "poly":
+        return config.lr * (1 - min(iteration / config.iterations, 1)) ** 0.9
+    return config.lr
 
 
 def compile_parts(model: Segmenter) -> None:
@@ -98,6 +109,7 @@ def iterate(
     batches: Sequence[Batch],
     inner_lr: float | Tensor,
     scale: LossScale | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Losses]:
     """The step that the options ask for.
 
@@ -108,6 +120,7 @@ def iterate(
         batches: of `batches_of`: one, or meta-train and meta-test.
         inner_lr: rate of the inner step.
         scale: of the losses, in float16.
+        ranks: that share the batch; images and labels are this one's.
     """
     weights = loss_weights_of(config)
     how: dict[str, Any] = {
@@ -115,6 +128,7 @@ def iterate(
         "scale": scale,
         "accumulate": config.accumulate,
         "checkpoint": config.checkpoint_activations,
+        "ranks": ranks,
     }
     if not config.meta:
         return {"train": joint_step(model, optimizer, batches[0], weights, **how)}

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pinmem.distributed import Ranks
+
 
 class Stopped(KeyboardInterrupt):
     """A run was asked to stop, by the number ``signal``."""
@@ -37,10 +39,13 @@ class StopSignals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def check(self) -> None:
-        """Raise ``Stopped`` if a signal came."""
-        if self._caught is not None:
-            raise Stopped(self._caught)
+    def check(self, ranks: Ranks | None = None) -> None:
+        """Raise ``Stopped`` if a signal came; to any of several ranks, who ask together."""
+        caught = self._caught or 0
+        if ranks is not None:
+            caught = ranks.largest(caught)
+        if caught:
+            raise Stopped(caught)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

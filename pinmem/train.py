@@ -6,12 +6,10 @@ in the checkpoint: a run that is killed and resumed ends with the bits of one th
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +17,12 @@ from torch import Tensor
 from pinmem import checkpoint, loop
 from pinmem.batches import Batches
 from pinmem.config import TrainConfig
-from pinmem.covariances import masks_of
 from pinmem.cuda_graph import GraphedStep
-from pinmem.evaluate import Score, confusion_of, pick_device, score
+from pinmem.distributed import leave, one_ahead
+from pinmem.evaluate import Score, confusion_of, score
 from pinmem.extras import optional
 from pinmem.health import Watch
+from pinmem.launch import Silent, check_folder, take_place
 from pinmem.losses import Losses
 from pinmem.meta import gather_domains
 from pinmem.passes import Batch
@@ -36,8 +35,10 @@ from pinmem.prepare import (
     open_validation,
 )
 from pinmem.program import parse, run
+from pinmem.recompute import random_state, set_random_state
 from pinmem.report import Report
-from pinmem.run_folder import RunFolder, check_resume, files_of, recorded
+from pinmem.run_folder import RunFolder, check_resume, files_of
+from pinmem.run_state import restore, state_of
 from pinmem.step import (
     amp_dtype_of,
     batches_of,
@@ -46,6 +47,7 @@ from pinmem.step import (
     compile_parts,
     iterate,
     loss_scale_of,
+    rate_of,
 )
 from pinmem.stop import StopSignals
 
@@ -63,6 +65,7 @@ class Trainer:
 
     Raises:
         ValueError: an option, a dataset or the checkpoint to resume from does not fit.
+        RankLost: of several ranks, another one ended.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -70,7 +73,8 @@ class Trainer:
         if config.logger is not None:
             optional(config.logger, config.logger, f"logger: {config.logger}")
         self.config = config
-        self.device = pick_device(config.device)
+        self.device, self.ranks = take_place(config)
+        self.writes = self.ranks is None or self.ranks.first
         self.amp_dtype = amp_dtype_of(config)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -80,7 +84,9 @@ class Trainer:
         self.classes = self.sources[0].classes
         self.validation = open_validation(config, self.classes)
         torch.manual_seed(config.seed)
-        self.model = build_network(config).to(self.device).to(memory_format=torch.channels_last)
+        with one_ahead(self.ranks):
+            network = build_network(config)
+        self.model = network.to(self.device).to(memory_format=torch.channels_last)
         if config.compile:
             compile_parts(self.model)
         self.optimizer = build_optimizer(config, self.model)
@@ -97,15 +103,21 @@ class Trainer:
         self.validated = self.saved = -1  # the iterations of the last validation and last.pt
         self.unsaved = True  # whether anything happened since that was written
         self.signals = StopSignals()
-        self.batches = Batches(config, self.sources, self.device)
+        self.batches = Batches(config, self.sources, self.device, self.ranks)
         self.watch = Watch(self.model, self.optimizer, self.batches.files)
         self.out = Path(config.out)
         resumed = config.resume and (self.out / "last.pt").exists()
+        if self.ranks is not None:
+            check_folder(self.ranks, self.out, resumed)
         # A memory that is read from a file is not initialised again.
         self.has_memory = self.model.memory is None or resumed
         if config.start is not None and not resumed:
             self.has_memory |= checkpoint.start_from(config.start, self.model, config.model)
-        self.folder = RunFolder(self.out, resume=config.resume, overwrite=config.overwrite)
+        if self.ranks is not None:
+            self.ranks.as_first([*self.model.parameters(), *self.model.buffers()])
+        self.folder = RunFolder(
+            self.out, resume=config.resume, overwrite=config.overwrite, writes=self.writes
+        )
         self.fingerprints = [files_of(source) for source in self.sources]
         self.judged = judges(config, self.validation)
         # Scores of other images do not compare.
@@ -118,7 +130,9 @@ class Trainer:
             self.folder.clear()
         self.folder.record(config)
         memory = self.model.memory.memory if self.model.memory is not None else None
-        self.report = Report(self.out, config, self.iteration, resumed, self.classes, memory)
+        self.report: Report | Silent = Silent()
+        if self.writes:
+            self.report = Report(self.out, config, self.iteration, resumed, self.classes, memory)
         for change in changes:
             self.report.log.info(f"applied from here: {change}")
         if not self.judged:
@@ -126,9 +140,10 @@ class Trainer:
                 "no source has a validation split and --select_on names no other set: "
                 "no best.pt is chosen"
             )
-        self.batches.places = open_places(
-            config, self.sources, lambda what: lambda items: self.report.track(items, what)
-        )
+        with one_ahead(self.ranks):
+            self.batches.places = open_places(
+                config, self.sources, lambda what: lambda items: self.report.track(items, what)
+            )
 
     @property
     def overflows(self) -> int:
@@ -140,7 +155,7 @@ class Trainer:
         """Rate of the inner step at this iteration."""
         if self.iteration == 0 or not self.config.inner_lr_anneal:
             return self.config.inner_lr
-        return _rate(self.config, self.iteration) / 4
+        return rate_of(self.config, self.iteration) / 4
 
     def fit(self) -> dict[str, float]:
         """Train to the last iteration; returns the final mIoU of every validation set.
@@ -165,21 +180,23 @@ class Trainer:
             hard = [0]
         images = self.batches.augment(images, hard, self.iteration)
         labels = labels.to(self.device, non_blocking=True)
-        rate = _rate(config, self.iteration)
+        rate = rate_of(config, self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         overflows = self.overflows
         batches = batches_of(images, labels, (train, test))
         if self.graphed is not None:
             return self.graphed(batches, self.inner_lr)
-        losses = iterate(config, self.model, self.optimizer, batches, self.inner_lr, self.scale)
+        losses = iterate(
+            config, self.model, self.optimizer, batches, self.inner_lr, self.scale, self.ranks
+        )
         return losses if self.overflows == overflows else {}
 
     def initialise_memory(self) -> None:
         """Store the class means over two passes of draws; see `initial_memory`."""
         assert self.model.memory is not None
         with self.signals.at_once():
-            memory = initial_memory(self.model, self._memory_batches(), self.amp_dtype)
+            memory = initial_memory(self.model, self._memory_batches(), self.amp_dtype, self.ranks)
         self.model.memory.store(memory)
         self.has_memory = True
 
@@ -203,13 +220,18 @@ class Trainer:
         for name, dataset in self.validation.items():
             with self.signals.at_once():
                 confusion = confusion_of(
-                    self.model, dataset, workers=self.config.workers, amp_dtype=self.amp_dtype
-                )
+                    self.model, dataset, workers=self.config.workers, amp_dtype=self.amp_dtype,
+                    ranks=self.ranks,
+                )  # fmt: skip
             if not confusion.any():
                 raise ValueError(f"{name}: no labelled pixel in its validation split")
             scores[name] = score(confusion)
         seconds = time.perf_counter() - began
         self.report.validation(self.iteration, seconds, scores, self.model, self.validation)
+        if self.ranks is not None:  # pictures draw noise, on one rank
+            states = random_state(self.device)
+            self.ranks.as_first(states)
+            set_random_state(self.device, states)
         self.validated, self.unsaved = self.iteration, True
         self.scores = {name: s.miou for name, s in scores.items()}
         if self.iteration == 0:
@@ -225,28 +247,10 @@ class Trainer:
         self.watch.check_state(self.iteration - 1)
 
     def save(self, name: str) -> None:
-        """Write a checkpoint of everything a resumed run needs."""
+        """Write a checkpoint of everything a resumed run needs; nothing in it is of a rank."""
         self._verify()
-        cuda = self.device.type == "cuda"
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scale": None if self.scale is None else self.scale.state_dict(),
-            "iteration": self.iteration,
-            "skipped": self.skipped,
-            "best": self.best,
-            "judged_on": self.judged_on,
-            "validated": self.validated,
-            "start_scores": self.start_scores,
-            "scores": self.scores,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
-            "config": dict(vars(recorded(self.config))),
-            "sources": self.fingerprints,
-            "classes": self.classes.state(),
-            "whitening": masks_of(self.model),
-        }
-        checkpoint.save(self.out / name, content)
+        if self.writes:
+            checkpoint.save(self.out / name, state_of(self))
         if name == "last.pt":
             self.saved, self.unsaved = self.iteration, False
 
@@ -255,7 +259,7 @@ class Trainer:
         path = self.folder.last
         content = checkpoint.load(path)
         changes = check_resume(path, content, self.config, self.fingerprints, self.classes)
-        self.restore(content)
+        restore(self, content)
         for group in self.optimizer.param_groups:  # the checkpoint's own came with its state
             group["momentum"] = self.config.momentum
             group["weight_decay"] = self.config.weight_decay
@@ -263,34 +267,6 @@ class Trainer:
             self.best = -1.0
             changes.append("best.pt is chosen anew, on other validation images")
         return changes
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Put everything in place that `save` wrote."""
-        checkpoint.load_model(self.folder.last, content, self.model)
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.graphed is not None:
-            self.graphed.forget()
-        if self.scale is not None and content["scale"] is not None:
-            self.scale.load_state_dict(content["scale"])
-        self.iteration = self.saved = content["iteration"]
-        for mask, chosen in zip(masks_of(self.model), content["whitening"], strict=True):
-            mask.copy_(chosen)
-        self.unsaved = False
-        self.validated, self.skipped = content["validated"], content["skipped"]
-        self.best, self.scores = content["best"], content["scores"]
-        self.start_scores = content["start_scores"]
-        torch.set_rng_state(content["rng"])
-        if self.device.type == "cuda" and content["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(content["cuda_rng"], self.device)
-
-
-def _rate(config: TrainConfig, iteration: int) -> float:
-    """The optimiser's rate at an iteration."""
-    if config.schedule == "exp":
-        return config.lr * math.exp(-9 * iteration / 120_000)
-    if config.schedule == "poly":
-        return config.lr * (1 - min(iteration / config.iterations, 1)) ** 0.9
-    return config.lr
 
 
 def main() -> None:
@@ -300,6 +276,7 @@ def main() -> None:
 
         return plan.main(sys.argv[1:])
     Trainer(parse(TrainConfig, program="python -m pinmem.train", epilog=_PLAN)).fit()
+    leave()
 
 
 if __name__ == "__main__":

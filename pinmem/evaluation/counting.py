@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pinmem.distributed import Ranks
 from pinmem.evaluation.folding import folded
 from pinmem.evaluation.inference import Inference, infer
 from pinmem.models import Segmenter
@@ -28,6 +29,7 @@ def confusion_of(
     workers: int = 0,
     amp_dtype: torch.dtype | None = None,
     track: Track = lambda batches: batches,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """The confusion matrix [K,K] of a network over a dataset, one image after the other.
 
@@ -38,10 +40,16 @@ def confusion_of(
         workers: processes that load data.
         amp_dtype: autocast to this type.
         track: goes through the batches, for a progress bar.
+        ranks: each takes some of the images, and has the matrix of all in the end. Where reading
+            draws noise, image after image, each takes all.
     """
     device = next(model.parameters()).device
+    if model.memory is not None and model.memory.gumbel == "always":
+        ranks = None
+    count = len(dataset)  # type: ignore[arg-type]
     loader = DataLoader(
         dataset,
+        sampler=None if ranks is None else range(ranks.rank, count, ranks.size),
         num_workers=workers,
         generator=torch.Generator(),
         pin_memory=device.type == "cuda",
@@ -60,4 +68,4 @@ def confusion_of(
             size = (labels.shape[1], labels.shape[2])
             (prediction,) = infer(forward, images, inference or Inference(), size)
             total += prediction.confusion(labels)
-    return total
+    return total if ranks is None else ranks.total(total)
