@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,8 @@ def captured(call: Callable[[], Any], device: str) -> Callable[[], Any]:
             torch.cuda.set_sync_debug_mode(before)
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.synchronize()
+    # Nodes of a graph of autograd that still lives elsewhere would wait for another stream.
+    gc.collect()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = call()

@@ -1,7 +1,7 @@
 """Results into the documentation: ``python -m benchmarks --report benchmarks/results/*.json``.
 
-Tables and plots between the markers of docs/performance.md, so that no figure is typed by hand.
-Plots need matplotlib (``pip install -e .[bench]``); without it the tables come alone.
+A page of tables and plots per machine, so that no figure is typed by hand. Plots need matplotlib
+(``pip install -e .[bench]``); without it the tables come alone.
 """
 
 from __future__ import annotations
@@ -16,23 +16,19 @@ from typing import Any
 from benchmarks import goals, table
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENT = ROOT / "docs/performance.md"
-BEGIN = "<!-- Results: written by `python -m benchmarks --report`, not by hand. -->"
-END = "<!-- End of results. -->"
+PAGES = ROOT / "docs/results"
+NOTE = "<!-- Written by `python -m benchmarks --report`, not by hand. -->"
 
 
-def write(files: Sequence[Path], document: Path = DOCUMENT) -> None:
-    """Replace everything between the markers of the document.
+def write(files: Sequence[Path], pages: Path = PAGES) -> None:
+    """Write the page of every file of results, ``pages/NAME.md``, and its plots beside it.
 
     Raises:
-        SystemExit: a file is no result of a run, or the document lacks the markers.
+        SystemExit: a file is no result of a run.
     """
-    text = document.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"{document}: expected one line '{BEGIN}' and one '{END}'")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    sections = [section(file, load(file), document) for file in files]
-    document.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(sections) + f"\n\n{END}{after}")
+    pages.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (pages / f"{file.stem}.md").write_text(page(file, load(file), pages))
 
 
 def save(file: Path, results: dict[str, Any]) -> None:
@@ -54,19 +50,17 @@ def load(file: Path) -> dict[str, Any]:
     return results
 
 
-def section(file: Path, results: dict[str, Any], document: Path) -> str:
-    """One machine's part of the document."""
-    parts = [f"### {results['environment']['device_name']} (`{file.name}`)", ""]
+def page(file: Path, results: dict[str, Any], pages: Path) -> str:
+    """One machine's page."""
+    parts = [f"# {results['environment']['device_name']}", "", NOTE, ""]
     if not results["environment"].get("smoke"):
         parts += [goals.markdown(results), ""]
     parts += [table.markdown(results)]
     if find_spec("matplotlib") is None:
         print("matplotlib is not installed: tables without plots")
-        return "\n".join(parts)
+        return "\n".join(parts) + "\n"
     from benchmarks import plots
 
-    folder = document.parent / "images"
-    folder.mkdir(exist_ok=True)
-    for name, what in plots.draw(results, folder, f"performance-{file.stem}").items():
-        parts += ["", f"![{what}](images/{name})"]
-    return "\n".join(parts)
+    for name, what in plots.draw(results, pages, file.stem).items():
+        parts += ["", f"![{what}]({name})"]
+    return "\n".join(parts) + "\n"

@@ -51,10 +51,15 @@ class Layout(NamedTuple):
         strides = (height * width * channels, 1, width * channels, channels)
         return like.new_empty_strided((batch, channels, height, width), strides)
 
-    def of(self, table: dict[int, list[tuple[int, ...]]], slots: int) -> tuple[int, ...]:
-        """Block sizes out of a table by bytes per element: for up to 32 slots, and for more."""
+    def of(
+        self, table: dict[int, list[tuple[int, ...]]], slots: int, wide: str = ""
+    ) -> tuple[int, ...]:
+        """Block sizes out of a table by bytes per element: for up to 32 slots, and for more.
+
+        Products of six with the weight (``wide``) take as many registers as more slots do.
+        """
         rows = table[self.dtype.itemsize]
-        return rows[0] if slots <= 32 else rows[-1]
+        return rows[0] if slots <= 32 and wide != "bf16x6" else rows[-1]
 
 
 def plan_of(

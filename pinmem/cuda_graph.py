@@ -8,6 +8,7 @@ recorded as it is.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,8 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         # One graph runs at a time: all of them may use the same memory.
         pools = (other.graph.pool() for other in self._recordings.values() if other.graph)
+        # Nodes of autograd's that still live in a cycle would wait for another stream.
+        gc.collect()
         with torch.cuda.graph(graph, pool=next(pools, None), stream=self._stream):
             recording.losses = self._step(recording.batches)
         recording.graph = graph

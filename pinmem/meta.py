@@ -219,6 +219,9 @@ def _stepped(
             buffer.copy_(before)
         return False
     for parameter, grad in zip(named.values(), grads, strict=True):
+        # A GPU's fused optimiser asks for one layout; double convolutions, say, return another.
+        if grad.stride() != parameter.stride():
+            grad = torch.empty_like(parameter).copy_(grad)
         parameter.grad = grad
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

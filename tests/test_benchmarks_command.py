@@ -110,28 +110,22 @@ def test_an_evaluation_is_measured(tmp_path: Path) -> None:
 
 
 def test_report(tmp_path: Path) -> None:
-    """Tables between the markers, everything else untouched."""
-    document = tmp_path / "performance.md"
-    document.write_text(f"Before.\n{report.BEGIN}\nbefore this run\n{report.END}\nAfter.\n")
-    report.write([RESULTS], document)
-    text = document.read_text()
-    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n")
-    assert "before this run" not in text
+    report.write([RESULTS], tmp_path / "pages")
+    text = (tmp_path / "pages" / f"{RESULTS.stem}.md").read_text()
     assert "| class_sums | fwd+bwd | bfloat16 |" in text
-    document.write_text("no markers")
-    with pytest.raises(SystemExit, match="expected one line"):
-        report.write([RESULTS], document)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(SystemExit, match="got no benchmark results"):
         report.load(tmp_path / "other.json")
 
 
-def test_the_document_is_the_generated_one(tmp_path: Path) -> None:
-    text = report.DOCUMENT.read_text()
-    copy = tmp_path / "performance.md"
-    copy.write_text(text)
-    report.write([RESULTS], copy)
-    assert copy.read_text() == text, "run python -m benchmarks --report benchmarks/results/*.json"
+@pytest.mark.parametrize("file", sorted(RESULTS.parent.glob("*.json")), ids=lambda f: f.stem)
+def test_a_page_is_the_generated_one(file: Path, tmp_path: Path) -> None:
+    report.write([file], tmp_path)
+    page = f"{file.stem}.md"
+    assert (tmp_path / page).read_text() == (report.PAGES / page).read_text(), (
+        "run python -m benchmarks --report benchmarks/results/*.json"
+    )
+    assert page in (report.PAGES.parent / "performance.md").read_text()
 
 
 def test_plots(tmp_path: Path) -> None:

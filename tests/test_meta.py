@@ -226,3 +226,17 @@ def test_joint_step_without_memory_is_plain_training() -> None:
     for _ in range(5):
         last = joint_step(model, optimizer, batch())
     assert last.total < first.total and first.reading == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gradients_lie_as_the_weights_do(dtype: torch.dtype) -> None:
+    """A GPU's fused optimiser refuses another layout."""
+    model = small().to(dtype).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    strides: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    optimizer.register_step_pre_hook(
+        lambda *_: strides.extend((p.grad.stride(), p.stride()) for p in model.parameters())
+    )
+    images, labels = batch(images=4)
+    joint_step(model, optimizer, Batch(images.to(dtype), labels))
+    assert strides and all(grad == weight for grad, weight in strides)

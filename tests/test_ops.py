@@ -100,6 +100,15 @@ def test_values(op, layout, backend, device, shape, dtype) -> None:
     judge(op, shape, dtype, layout, backend, device)
 
 
+@pytest.mark.parametrize("backend, device", targets())
+@pytest.mark.parametrize("op", ["upsampled_cross_entropy"])
+def test_a_peaked_softmax(op: str, backend: str, device: str) -> None:
+    """Where one class has nearly all, the second order is the small rest of terms of order one."""
+    shape = replace(BASE, height=3, width=5, full_height=1, full_width=1)
+    for seed in range(20):
+        judge(op, shape, torch.float32, "nchw", backend, device, seed)
+
+
 def finest(backend: str) -> torch.dtype:
     """The type with the most digits that a backend takes."""
     return backends.DTYPES[backend][0]

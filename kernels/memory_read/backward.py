@@ -94,7 +94,7 @@ def _backward(
 
 # bytes per element: up to 32 slots, and more: pixels, channels at the first look and at the second,
 # warps, stages
-_BLOCKS = {2: [(64, 32, 64, 4, 3)], 4: [(64, 32, 32, 4, 3)]}
+_BLOCKS = {2: [(64, 32, 64, 4, 3)], 4: [(64, 32, 32, 4, 3), (64, 16, 32, 4, 3)]}
 
 
 @functools.lru_cache(256)

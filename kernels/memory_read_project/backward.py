@@ -122,7 +122,7 @@ _BLOCKS = {
 
 @functools.lru_cache(256)
 def _plan(layout: Layout, slots: int, outputs: int, products: tuple[str, str]) -> Plan:
-    block_n, block_c, block_o, warps, stages = layout.of(_BLOCKS, slots)
+    block_n, block_c, block_o, warps, stages = layout.of(_BLOCKS, slots, products[1])
     wide = padded(layout.shape[1])
     sizes = layout.sizes(block_n)
     return plan_of(

@@ -111,7 +111,7 @@ def _plan(
     memory: bool,
     products: tuple[str, str],
 ) -> tuple[Plan, Split]:
-    block_n, side, warps, stages = layout.of(_BLOCKS, slots)
+    block_n, side, warps, stages = layout.of(_BLOCKS, slots, products[1])
     channels = layout.shape[1]
     block_c, block_o = min(side, padded(channels)), min(side, padded(outputs))
     tiles_c, tiles_o = -(-channels // block_c), -(-outputs // block_o)
