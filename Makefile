@@ -65,14 +65,14 @@ train: $(VENV)/.runs
 	if test -e $(VENV)/.installed; then $(MAKE) build; \
 		else $(FOR_A_RUN) $(PY) setup.py -q build_ext --inplace; fi
 	$(PY) -m examples.imagenet --out data/efficientnet_lite0.safetensors
-	$(PY) -m pinmem.data.streets --root data/streets --train 120 --val 20 --domains gtav,synthia
-	$(PY) -m pinmem.data.streets --root data/streets --train 0 --val 20 --domains cityscapes,acdc
+	$(PY) -m examples.streets --root data/streets --train 120 --val 20 --domains gtav,synthia
+	$(PY) -m examples.streets --root data/streets --train 0 --val 20 --domains cityscapes,acdc
 	$(PY) -m pinmem.train --config configs/default.yaml --overwrite true
 
 # Four modes and what each part gives, seed by seed: hours; what is done is not done again.
 study: build
 	$(PY) -m examples.imagenet --out data/efficientnet_lite0.safetensors
-	$(PY) -m pinmem.data.streets --root data/streets --train 120 --val 20
+	$(PY) -m examples.streets --root data/streets --train 120 --val 20
 	$(PY) -m examples.study
 
 # A small run is killed at random moments and resumed, and ends bitwise as one left alone.

@@ -1,1 +1,1 @@
-"""Examples of one page each, run by the tests."""
+"""Examples of one page each, the street scenes and the study; run by the tests."""

@@ -53,7 +53,7 @@ def main() -> float:
         grads = meta_gradient(parameters, inner, outer, rate=0.5, second_order=second_order)
         flat.append(torch.cat([g.flatten() for g in grads.values()]))
         print(f"{'second' if second_order else 'first '} order: norm {flat[-1].norm():.4f}")
-    cosine = torch.nn.functional.cosine_similarity(*flat, dim=0).clamp(-1, 1)
+    cosine = torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0).clamp(-1, 1)
     angle = float(torch.rad2deg(torch.arccos(cosine)))
     print(f"angle between them: {angle:.1f} degrees")
     return angle

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from examples.streets import render_street
 from pinmem import ops
 from pinmem.data.cityscapes_classes import CLASS_NAMES
 from pinmem.data.classes import colorize
-from pinmem.data.streets import render_street
 
 FOLDER = Path("docs/images/ops")
 CHANNELS, STRIDE, WIDTH, HEIGHT = 64, 8, 512, 256

@@ -41,7 +41,7 @@ class FourConvolutions(Backbone):
         for stage in self.stages_of_two:
             images = stage(images)
             maps.append(images)
-        return BackboneFeatures(*maps[1:])
+        return BackboneFeatures(maps[1], maps[2], maps[3])
 
 
 def draw(tint: float) -> Batch:

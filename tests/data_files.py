@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.streets.png16 import encode_png16
 from pinmem.data.cityscapes_classes import LABELS, TRAIN_ID_TO_LABEL_ID
-from pinmem.data.png import encode_png16
 
 HEIGHT, WIDTH = 6, 10
 

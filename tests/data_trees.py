@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.streets import render_street
+from examples.streets.png16 import encode_png16
 from pinmem.data import IGNORE_INDEX, colorize, known_datasets
-from pinmem.data.png import encode_png16
-from pinmem.data.streets import render_street
 from tests.data_files import interlaced_png, label_ids, put, write, write_palette, write_synthia
 
 SIZE = (96, 48)  # width and height

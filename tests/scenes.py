@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.streets.__main__ import main as draw
 from pinmem.config import TrainConfig
-from pinmem.data.streets.__main__ import main as draw
 from pinmem.program import run
 from pinmem.train import Trainer
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
+from examples.streets.png16 import encode_png16
 from pinmem.data import DataError, build_dataset, colorize, known_datasets
 from pinmem.data.cityscapes_classes import LABELS, PALETTE
 from pinmem.data.decode import Raw, image_size, read_image, read_label
-from pinmem.data.png import check_png, encode_png16
+from pinmem.data.png import check_png
 from tests.data_files import (
     filtered_png16,
     grey_png,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from examples.streets.png16 import encode_png16
 from pinmem.data import DataError, build_dataset, colorize, known_datasets
 from pinmem.data.cityscapes_classes import CLASS_NAMES, PALETTE
 from pinmem.data.decode import image_size, read_image, read_label
-from pinmem.data.png import encode_png16
 from pinmem.program import run
 from tests.data_files import (
     grey_png,

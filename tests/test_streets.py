@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.streets import STYLES, render_street
+from examples.streets.__main__ import main
+from examples.streets.generate import generate, scene_seed
 from pinmem.data import CLASS_NAMES, IGNORE_INDEX, build_dataset
-from pinmem.data.streets import STYLES, render_street
-from pinmem.data.streets.__main__ import main
-from pinmem.data.streets.generate import generate, scene_seed
 
 SIZE = (256, 128)
 
@@ -169,7 +169,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("pinmem.data.streets.writers.os.replace", fail)
+    monkeypatch.setattr("examples.streets.writers.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         generate(tmp_path, ["gtav"], {"train": 1, "val": 0}, SIZE, 0, 1)
     assert contents(tmp_path) == {}
@@ -237,7 +237,7 @@ def test_contact_sheet(tmp_path):
 
 
 def test_runs_as_a_module():
-    command = [sys.executable, "-m", "pinmem.data.streets", "--help"]
+    command = [sys.executable, "-m", "examples.streets", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--domains" in done.stdout
     assert "GTAV, SYNTHIA, Cityscapes and ACDC" in " ".join(done.stdout.split())

@@ -103,7 +103,7 @@ def sharpen(memory: ClassMemory, temperature: float) -> None:
         projected = memory.project(torch.cat([unit, readout], dim=1))
         return F.relu(memory.project_norm(projected)), scores
 
-    memory.read = read  # type: ignore[method-assign]
+    memory.read = read  # type: ignore[method-assign,assignment]
 
 
 def _curves(folder: Path) -> Iterator[dict[str, Any]]:
@@ -203,7 +203,7 @@ def _gradients(trainer: Trainer) -> dict[str, float]:
         flat = [torch.cat([g.flatten() for g in grads]) for grads in (inner, outer)]
         rows.append(
             {
-                "cosine of inner and outer": float(F.cosine_similarity(*flat, dim=0)),
+                "cosine of inner and outer": float(F.cosine_similarity(flat[0], flat[1], dim=0)),
                 "norm, inner": float(flat[0].norm()),
                 "norm, outer": float(flat[1].norm()),
                 "outer loss": float(before.total),

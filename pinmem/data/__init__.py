@@ -1,4 +1,4 @@
-"""Datasets, augmentation and the sampler of domains; ``pinmem.data.streets`` draws street scenes.
+"""Datasets, augmentation and the sampler of domains.
 
 >>> dataset = build_dataset("gtav", "/data/gtav", "train", train_transform(768))
 >>> draws = DomainDataset([dataset, other], length=2975)

@@ -1,13 +1,11 @@
-"""What the image libraries leave to their caller: checking a PNG's bytes, writing 16-bit colour."""
+"""What the image libraries leave to their caller: checking a PNG's bytes."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 
-import numpy as np
-
-__all__ = ["check_png", "encode_png16", "is_png", "png_bit_depth"]
+__all__ = ["check_png", "is_png", "png_bit_depth"]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -44,24 +42,3 @@ def check_png(data: bytes) -> None:
 def png_bit_depth(data: bytes) -> int:
     """Bits a sample of a PNG (1, 2, 4, 8 or 16), read from its header."""
     return data[24]
-
-
-def encode_png16(samples: np.ndarray, level: int = 6) -> bytes:
-    """A 16-bit RGB PNG of uint16 [H, W, 3] samples (Pillow cannot write that format).
-
-    Raises:
-        ValueError: another dtype or shape.
-    """
-    if samples.dtype != np.uint16 or samples.ndim != 3 or samples.shape[2] != 3:
-        raise ValueError(
-            f"samples: expected uint16 [H, W, 3], got {samples.dtype} {list(samples.shape)}"
-        )
-    height, width = samples.shape[:2]
-    rows = np.zeros((height, 1 + 6 * width), dtype=np.uint8)  # column 0: filter type "none"
-    rows[:, 1:] = samples.astype(">u2").view(np.uint8).reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), level)), (b"IEND", b""))
-    return _SIGNATURE + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
-    )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from pinmem.data.streets.canvas import Canvas
-from pinmem.data.streets.style import Style
-from pinmem.data.streets.texture import Array, fade, grit, noise_tile, rgb, sample
+from examples.streets.canvas import Canvas
+from examples.streets.style import Style
+from examples.streets.texture import Array, fade, grit, noise_tile, rgb, sample
 
 __all__ = ["Road", "Shadow", "Side", "paint_ground", "paint_sky"]
 

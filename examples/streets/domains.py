@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pinmem.data.streets.style import Colors, Style
+from examples.streets.style import Colors, Style
 
 __all__ = ["STYLES"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Color, Shader, scale
-from pinmem.data.streets.style import Style
-from pinmem.data.streets.texture import Array, fade, grit, rgb
+from examples.streets.canvas import Color, Shader, scale
+from examples.streets.style import Style
+from examples.streets.texture import Array, fade, grit, rgb
 
 __all__ = ["Facade", "brick_wall", "fence", "hedge", "random_facade"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pinmem.data.streets.canvas import NEAR, Canvas, Color, Shader, scale
-from pinmem.data.streets.ground import Road, Shadow
-from pinmem.data.streets.style import Style
+from examples.streets.canvas import NEAR, Canvas, Color, Shader, scale
+from examples.streets.ground import Road, Shadow
+from examples.streets.style import Style
 
 __all__ = ["END", "Stage", "chunks"]
 

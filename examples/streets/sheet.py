@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.streets.generate import scene_seed
+from examples.streets.scene import render_street
 from pinmem.data.classes import colorize
-from pinmem.data.streets.generate import scene_seed
-from pinmem.data.streets.scene import render_street
 
 __all__ = ["contact_sheet"]
 

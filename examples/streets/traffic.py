@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from pinmem.data.streets.canvas import Color
-from pinmem.data.streets.cars import car
-from pinmem.data.streets.heavy import bus, train, truck
-from pinmem.data.streets.people import bicycle, motorcycle
-from pinmem.data.streets.sidewalks import blob_shadow
-from pinmem.data.streets.solid import Solid
-from pinmem.data.streets.stage import Stage
+from examples.streets.canvas import Color
+from examples.streets.cars import car
+from examples.streets.heavy import bus, train, truck
+from examples.streets.people import bicycle, motorcycle
+from examples.streets.sidewalks import blob_shadow
+from examples.streets.solid import Solid
+from examples.streets.stage import Stage
 
 __all__ = ["add_traffic"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pinmem.data.streets.canvas import Color
+from examples.streets.canvas import Color
 
 __all__ = ["Colors", "Style"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.streets.png16 import encode_png16
+from examples.streets.texture import Array
 from pinmem.data.cityscapes_classes import IGNORE_INDEX, LABELS, TRAIN_ID_TO_LABEL_ID
 from pinmem.data.parse import known_datasets
-from pinmem.data.png import encode_png16
-from pinmem.data.streets.texture import Array
 
 __all__ = ["WRITERS", "Writer", "encode_image"]
 

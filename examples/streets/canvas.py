@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pinmem.data.streets.texture import Array, rgb
+from examples.streets.texture import Array, rgb
 
 __all__ = ["NEAR", "Camera", "Canvas", "Color", "Light", "Point3", "Shader", "mix", "scale"]
 

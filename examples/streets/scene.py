@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 
-from pinmem.data.streets.camera_effects import develop
-from pinmem.data.streets.canvas import Camera, Canvas, Light
-from pinmem.data.streets.domains import STYLES
-from pinmem.data.streets.ground import Road, Side, paint_ground, paint_sky
-from pinmem.data.streets.plots import line_with_plots, paint_skyline
-from pinmem.data.streets.sidewalks import furnish_sidewalk
-from pinmem.data.streets.stage import END, Stage
-from pinmem.data.streets.style import Style
-from pinmem.data.streets.texture import Array
-from pinmem.data.streets.traffic import add_traffic
+from examples.streets.camera_effects import develop
+from examples.streets.canvas import Camera, Canvas, Light
+from examples.streets.domains import STYLES
+from examples.streets.ground import Road, Side, paint_ground, paint_sky
+from examples.streets.plots import line_with_plots, paint_skyline
+from examples.streets.sidewalks import furnish_sidewalk
+from examples.streets.stage import END, Stage
+from examples.streets.style import Style
+from examples.streets.texture import Array
+from examples.streets.traffic import add_traffic
 
 __all__ = ["render_street"]
 

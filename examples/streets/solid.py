@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pinmem.data.streets.canvas import NEAR, Canvas, Color, Point3, mix, scale
+from examples.streets.canvas import NEAR, Canvas, Color, Point3, mix, scale
 
 __all__ = ["Decal", "Face", "Solid", "across", "along", "slab", "wheel"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Canvas, Color, mix, scale
+from examples.streets.canvas import Canvas, Color, mix, scale
 
 __all__ = ["bicycle", "motorcycle", "person"]
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Canvas, Color, scale
-from pinmem.data.streets.texture import noise_tile, rgb, sample
+from examples.streets.canvas import Canvas, Color, scale
+from examples.streets.texture import noise_tile, rgb, sample
 
 __all__ = ["bush", "palm", "tree"]
 

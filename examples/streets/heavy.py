@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Color, scale
-from pinmem.data.streets.cars import BLACK, GLASS, HEADLAMP, PLATE, TAILLAMP, TYRE
-from pinmem.data.streets.solid import Decal, Face, Solid, across, along, slab, wheel
+from examples.streets.canvas import Color, scale
+from examples.streets.cars import BLACK, GLASS, HEADLAMP, PLATE, TAILLAMP, TYRE
+from examples.streets.solid import Decal, Face, Solid, across, along, slab, wheel
 
 __all__ = ["bus", "train", "truck"]
 

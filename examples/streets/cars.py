@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Color, Point3, scale
-from pinmem.data.streets.solid import Decal, Face, Solid, across, along, slab, wheel
+from examples.streets.canvas import Color, Point3, scale
+from examples.streets.solid import Decal, Face, Solid, across, along, slab, wheel
 
 __all__ = ["BLACK", "GLASS", "HEADLAMP", "PLATE", "TAILLAMP", "TYRE", "car"]
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Canvas, Color, scale
+from examples.streets.canvas import Canvas, Color, scale
 
 __all__ = ["bin_", "bollard", "lamp", "pole", "sign", "traffic_light"]
 

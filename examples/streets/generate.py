@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pinmem.data.streets.domains import STYLES
-from pinmem.data.streets.scene import render_street
-from pinmem.data.streets.writers import WRITERS
+from examples.streets.domains import STYLES
+from examples.streets.scene import render_street
+from examples.streets.writers import WRITERS
 
 __all__ = ["Job", "generate", "scene_seed"]
 
@@ -61,7 +61,7 @@ def generate(
 
     Args:
         root: parent of the domains' folders.
-        domains: names in ``pinmem.data.streets.style.STYLES``.
+        domains: names in ``examples.streets.style.STYLES``.
         counts: how many of each split, ``train`` and ``val``.
         size: width and height in pixels.
         seed: of the whole set, non-negative; the files' bytes depend on it and their names alone.

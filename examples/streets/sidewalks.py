@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from pinmem.data.streets.furniture import bin_, bollard, lamp, pole, sign, traffic_light
-from pinmem.data.streets.ground import Shadow
-from pinmem.data.streets.people import bicycle, motorcycle, person
-from pinmem.data.streets.plots import plant
-from pinmem.data.streets.stage import END, Stage
+from examples.streets.furniture import bin_, bollard, lamp, pole, sign, traffic_light
+from examples.streets.ground import Shadow
+from examples.streets.people import bicycle, motorcycle, person
+from examples.streets.plots import plant
+from examples.streets.stage import END, Stage
 
 __all__ = ["add_person", "blob_shadow", "furnish_sidewalk"]
 

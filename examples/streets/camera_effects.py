@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from pinmem.data.streets.style import Style
-from pinmem.data.streets.texture import Array, rgb
+from examples.streets.style import Style
+from examples.streets.texture import Array, rgb
 
 __all__ = ["develop"]
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from pinmem.data.streets.canvas import Canvas, Color, scale
-from pinmem.data.streets.facades import brick_wall, fence, hedge, random_facade
-from pinmem.data.streets.plants import bush, palm, tree
-from pinmem.data.streets.stage import END, Stage, chunks
+from examples.streets.canvas import Canvas, Color, scale
+from examples.streets.facades import brick_wall, fence, hedge, random_facade
+from examples.streets.plants import bush, palm, tree
+from examples.streets.stage import END, Stage, chunks
 
 __all__ = ["line_with_plots", "paint_skyline", "plant"]
 

@@ -1,4 +1,4 @@
-"""``python -m pinmem.data.streets --root DIR``: write street scenes as data sets."""
+"""``python -m examples.streets --root DIR``: write street scenes as data sets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pinmem.data.streets.domains import STYLES
-from pinmem.data.streets.generate import generate
-from pinmem.data.streets.sheet import contact_sheet
+from examples.streets.domains import STYLES
+from examples.streets.generate import generate
+from examples.streets.sheet import contact_sheet
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def _domains(text: str) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pinmem.data.streets",
+        prog="python -m examples.streets",
         description="Draw street scenes with exact labels and write them in the folders and "
         "encodings of GTAV, SYNTHIA, Cityscapes and ACDC (night), under ROOT/gtav, "
         "ROOT/synthia, ROOT/cityscapes and ROOT/acdc. What is already there is kept, so an "
