@@ -52,7 +52,7 @@ class Case(Protocol):
 
     @property
     def sets(self) -> int:
-        """How many seeds to rotate so that no cache serves the inputs."""
+        """How many seeds to rotate so that no cache holds the inputs."""
         ...
 
     def call(self, name: str, seed: int = 0) -> Call:
@@ -197,7 +197,7 @@ class OpCase:
 
 
 def _serving(op: str, device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The kernel backends that serve an op, the one that ``auto`` takes first; why others do not.
+    """The kernel backends that run an op, the one that ``auto`` takes first; why others do not.
 
     A procedure of several ops has ``auto`` alone.
     """

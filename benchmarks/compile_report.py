@@ -1,7 +1,7 @@
 """What the compiler makes of the Triton kernels for GPUs that need not be there.
 
-The first table has resources and what they leave room for, a kernel and target a line; the second
-one the bytes that each pass moves at 8x1024x2048, stride 8, from memory and through the L2, over
+The first table has resources and what they leave room for, one kernel and target per line; the
+second the bytes that each pass moves at 8x1024x2048, stride 8, from memory and through the L2, over
 the least there is (see :mod:`benchmarks.bytes_moved`).
 """
 

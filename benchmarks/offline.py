@@ -238,7 +238,7 @@ def fault(row: dict[str, Any]) -> str:
     if "failed" in row:
         return row["failed"]
     if row["spills"]:
-        return f"{row['spills']} bytes a thread spilled"
+        return f"{row['spills']} bytes per thread spilled"
     limit = TARGETS[row["target"]].shared_limit
     return f"{row['shared']} bytes of shared memory of {limit}" if row["shared"] > limit else ""
 

@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], folder: Path, stem: str) -> dict[str, str]:
 
 
 def _mine(row: dict[str, Any]) -> dict[str, Any]:
-    """The results of what ``auto`` takes, empty where nothing of ours serves or is right."""
+    """The results of what ``auto`` takes, empty where nothing of ours runs or is right."""
     found = row["results"].get(row["ours"][0], {}) if row["ours"] else {}
     return found if "median" in found else {}
 

@@ -109,9 +109,7 @@ def main() -> int:
         step = case.op not in OPS
         plain = [op for op in OPS if candidates(op, device, torch.float32)[0] == "reference"]
         if step and plain and device == "cpu":
-            print(
-                f"left out {title(case)}: plain PyTorch, which may look, serves {', '.join(plain)}"
-            )
+            print(f"left out {title(case)}: plain PyTorch, which may look, runs {', '.join(plain)}")
             continue
         for name in case.ours:
             fault = check(case, name, device, graph=not step)

@@ -54,7 +54,7 @@ def floor(row: Row, ceilings: dict[str, float]) -> float:
 
 
 def _lines(row: Row, ceilings: dict[str, float]) -> Iterator[tuple[str, ...]]:
-    """A line for each of our implementations; one where none serves."""
+    """A line for each of our implementations; one where none runs."""
     found = row["results"]
     ours = row["ours"] or [None]
     name = f"{row['op']}, {row['variant']}" if row["variant"] else row["op"]

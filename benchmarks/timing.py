@@ -16,7 +16,7 @@ SAMPLE_SECONDS = 0.002
 
 
 class Timing(NamedTuple):
-    """Seconds a call: median and quartiles over the repetitions."""
+    """Seconds per call: median and quartiles over the repetitions."""
 
     median: float
     low: float
@@ -67,7 +67,7 @@ def alternate(
     plan: Plan,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Timing]:
-    """Time every call once a repetition, so that a slow spell of the machine meets all of them.
+    """Time every call once per repetition, so that a slow spell of the machine meets all of them.
 
     Args:
         calls: by name.

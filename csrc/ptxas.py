@@ -22,7 +22,7 @@ USED = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel for one architecture; sizes in bytes a thread."""
+    """One kernel for one architecture; sizes in bytes per thread."""
 
     name: str  # readable, with template arguments and parameters
     architecture: str  # sm_90
@@ -55,7 +55,7 @@ def kernels(log: str) -> list[Kernel]:
             frame = frame or tuple(map(int, match.groups()))
         elif (match := USED.search(line)) and entry is not None:
             if not frame:
-                raise ValueError(f"{entry[0]}: ptxas says nothing of its stack frame")
+                raise ValueError(f"{entry[0]}: ptxas printed no line on its stack frame")
             found.append((entry[0], (entry[1], int(match[1]), *frame)))
             entry = None
     names = readable([name for name, _ in found])

@@ -1,7 +1,7 @@
 """A backbone of your own under a class memory: ``python -m examples.own_backbone``.
 
-Whatever maps images to three feature maps can be the backbone of a network with a memory; here four
-convolutions, meta-trained on two domains that differ in their colours.
+Any module that maps images to three feature maps can be the backbone of a network with a memory;
+here four convolutions, meta-trained on two domains that differ in their colours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which implementation of an op runs: ``reference``, ``cpu``, ``triton`` or ``cuda``.
 
 ``auto`` (the default) takes the fastest that is there for the tensor at hand and never fails
-because something is missing. A backend asked for by name that cannot serve raises and says why.
+because something is missing. A backend asked for by name that cannot run raises and says why.
 The choice is made once, in the forward pass; the backward passes follow it.
 """
 
@@ -47,7 +47,7 @@ MOST_CLASSES = {"triton": 64, "cuda": 256}
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot serve; the message says why."""
+    """A backend was asked for by name and cannot run; the message says why."""
 
 
 class _Choice:
@@ -169,10 +169,10 @@ def _devices(name: str) -> tuple[str, ...]:
 
 
 def select(op: str, tensor: torch.Tensor, classes: int) -> str:
-    """The backend that serves ``op`` for this tensor and so many slots or classes, as chosen now.
+    """The backend that runs ``op`` for this tensor and so many slots or classes, as chosen now.
 
     Raises:
-        BackendError: the backend chosen by name cannot serve them.
+        BackendError: the backend chosen by name cannot run them.
     """
     # Branches, so that a traced size, which need not be a number, becomes a guard.
     least = 1 if classes <= 64 else 65 if classes <= 256 else 257
@@ -204,7 +204,7 @@ def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, classes: int
         return candidates(op, device, dtype, classes)[0]
     reason = unsupported(choice, op, device, dtype, classes)
     if reason:
-        raise BackendError(f"{op}: backend {choice!r} cannot serve: {reason}")
+        raise BackendError(f"{op}: backend {choice!r} cannot run: {reason}")
     return choice
 
 

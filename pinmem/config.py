@@ -45,7 +45,7 @@ class TrainConfig:
             around a place where it is; the published code's value is 0.5, its scripts' 0.
         statistics: folder of the class statistics that class_uniform draws from, made by
             ``python -m pinmem.data.check --statistics`` or at the start of a run.
-        cache: folder in which decoded pairs of the sources are kept, 4 bytes a pixel.
+        cache: folder in which decoded pairs of the sources are kept, 4 bytes per pixel.
         optimizer: ``sgd``: torch's fused one; ``apex_sgd``: that of NVIDIA's apex, on a GPU.
         lr: rate of the optimiser.
         momentum: of the optimiser.

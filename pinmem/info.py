@@ -1,4 +1,4 @@
-"""Print versions, devices, and what serves each op here and why: ``python -m pinmem.info``."""
+"""``python -m pinmem.info``: versions, devices, which implementation of each op runs and why."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def devices() -> list[str]:
 
 
 def serving() -> list[str]:
-    """For every op, what ``auto`` takes on each device, and why the others do not serve."""
+    """For every op, what ``auto`` takes on each device, and why not the others."""
     lines = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         lines.append(f"{device} tensors, float32:")

@@ -1,4 +1,4 @@
-"""The class memory: one vector a class, read by attention and written with labelled features."""
+"""The class memory: one vector per class, read by attention and written with labelled features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ClassMemory(nn.Module):
     meta-learning can read a memory that still carries its gradient.
 
     Args:
-        num_classes: K, the number of slots, one a class.
+        num_classes: K, the number of slots, one per class.
         dim: C, the channels of the feature map.
         momentum: how much of the old memory a write keeps, in [0,1].
         temperature: divides the scores in the reading loss, > 0.

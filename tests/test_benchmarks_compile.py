@@ -148,7 +148,7 @@ ROW = {
     "change, fault",
     [
         ({}, ""),
-        ({"spills": 8}, "8 bytes a thread spilled"),
+        ({"spills": 8}, "8 bytes per thread spilled"),
         ({"shared": 232449}, "232449 bytes of shared memory of 232448"),
         ({"failed": "CompilationError: no"}, "CompilationError: no"),
     ],

@@ -20,7 +20,7 @@ from benchmarks.gpu_steps import Step
 from pinmem import backends
 
 ROOT = Path(__file__).resolve().parent.parent
-# A program whose child outlives whoever kills the program alone.
+# A program whose child outlives it where the program alone is killed.
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

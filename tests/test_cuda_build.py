@@ -84,7 +84,7 @@ def test_the_library_has_code_for_every_architecture(
 
 
 def test_the_library_needs_no_cpp_symbol_of_torch(library: Path) -> None:
-    """The stable ABI is C: so one binary serves every torch."""
+    """The stable ABI is C: so one binary runs under every torch."""
     symbols = said("nm", "-DC", library).splitlines()
     assert len(symbols) > 10
     assert [line for line in symbols if re.search(r"\b(at|c10|caffe2|torch)::", line)] == []
@@ -156,5 +156,5 @@ def test_a_log_is_read() -> None:
     assert double.double and not double.spills and double.registers == 32
     with pytest.raises(AssertionError, match="spill_stores=4"):
         test_nothing_spills([spilling])
-    with pytest.raises(ValueError, match="says nothing of its stack frame"):
+    with pytest.raises(ValueError, match="no line on its stack frame"):
         ptxas.kernels("\n".join(line for line in LOG.splitlines() if "frame" not in line))

@@ -1,4 +1,4 @@
-"""Which implementation serves an op, and up to which sizes."""
+"""Which implementation of an op runs, and up to which sizes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def test_backends_are_chosen_and_refused() -> None:
     with pinmem.backend("cpu"):
         assert pinmem.get_backend() == "cpu"
         half = torch.zeros(1, 2, 1, 1, dtype=torch.float16)
-        with pytest.raises(pinmem.BackendError, match="memory_read: backend 'cpu' cannot serve"):
+        with pytest.raises(pinmem.BackendError, match="memory_read: backend 'cpu' cannot run"):
             ops.memory_read(half, torch.zeros(1, 2))
     assert pinmem.get_backend() == "auto"
-    # auto serves what the library does not take.
+    # auto takes what the library does not.
     assert ops.memory_read(half, torch.zeros(1, 2))[0].shape == (1, 4, 1, 1)
     if not torch.cuda.is_available():
         with pytest.raises(pinmem.BackendError, match="no CUDA device"):

@@ -40,7 +40,7 @@ def run(*command: object, cwd: Path | None = None, **environment: str) -> tuple[
 
 
 def symbols(*arguments: object) -> list[str]:
-    """What nm prints, one line a symbol, or a skip."""
+    """What nm prints, one line per symbol, or a skip."""
     if not shutil.which("nm"):
         pytest.skip("there is no nm")
     status, output = run("nm", "-C", *arguments)

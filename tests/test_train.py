@@ -1,4 +1,4 @@
-"""Training end to end: modes, logs, and a killed run that ends with the same bits."""
+"""Training end to end: modes, logs, and a killed run that ends bitwise as one left alone."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ inline int64_t num_blocks(int64_t count, int64_t block) { return (count + block 
 
 // Calls body(index, begin, end) for every block [begin, end) of `block` of the `count` items, in
 // parallel. What a block is does not depend on the number of threads: where each block writes its
-// own partial sum, at `index`, and the caller adds these in order, the result has the same bits
+// own partial sum, at `index`, and the caller adds these in order, the result is bitwise the same
 // at any number of threads. A block should be worth 20 microseconds or more. The body must not
 // throw: check before.
 template <class Body>

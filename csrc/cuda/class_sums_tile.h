@@ -1,7 +1,7 @@
 // A tile of a feature map in shared memory, for class_sums and its gradient.
 //
 // In NCHW a row of the tile is a channel of up to eight groups of pixels, each 16 bytes; in
-// channels_last it is a pixel. All is copied asynchronously, 16 bytes a thread where vectors are
+// channels_last it is a pixel. All is copied asynchronously, 16 bytes per thread where vectors are
 // aligned, and a thread then reads what it has copied itself before others do.
 #pragma once
 

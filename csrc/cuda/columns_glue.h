@@ -16,7 +16,7 @@ inline Logits logits_of(const Map& map, const Tensor& logits) {
   return {data, type, c * pixels, pixels, w, 1};
 }
 
-/// The classes a lane holds: few choices, because every one is a large kernel.
+/// The classes a lane holds: few choices, since each is a large kernel.
 template <class A>
 int classes_a_lane(int64_t num_classes) {
   return sizeof(A) == 8 || num_classes <= 8 ? 8 : 19;

@@ -244,7 +244,7 @@ __device__ __forceinline__ A inverse_norm(A squared, bool& linear) {
 
 // --- Reductions ----------------------------------------------------------------------------------
 
-/// The sum over `lanes` neighbouring lanes, the same bits in each.
+/// The sum over `lanes` neighbouring lanes, bitwise the same in each.
 template <class A>
 __device__ __forceinline__ A warp_sum(A value, int lanes = kWarp) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) {
@@ -261,7 +261,7 @@ __device__ __forceinline__ A warp_max(A value, int lanes = kWarp) {
   return value;
 }
 
-/// The sum over a block, in every thread; `scratch` holds one element a warp. Synchronises first
+/// The sum over a block, in every thread; `scratch` holds one element per warp. Synchronises first
 /// and last, so that scratch may be used again.
 template <class A>
 __device__ A block_sum(A value, A* scratch) {

@@ -33,7 +33,7 @@ class Job:
 
 
 def scene_seed(seed: int, domain: str, split: str, index: int) -> list[int]:
-    """The seed of one scene: of its name alone, whoever draws it and whatever else is drawn."""
+    """The seed of one scene: of its name alone, whatever else is drawn."""
     return [seed, zlib.crc32(domain.encode()), _SPLITS.index(split), index]
 
 

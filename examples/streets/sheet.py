@@ -19,7 +19,7 @@ _GAP = 4  # pixels of white between pictures
 def contact_sheet(
     path: Path, domains: tuple[str, ...], columns: int, size: tuple[int, int], seed: int
 ) -> None:
-    """Write a PNG: a row a domain, a column a scene, each picture above its labels' colours.
+    """Write a PNG: a row per domain, a column per scene, each picture above its labels' colours.
 
     The scenes are the first ones ``generate`` writes for the train split with this seed and size.
     """

@@ -46,7 +46,7 @@ _ADVICE = {
     "unreadable": "fetch the file anew, and see that it may be read",
     "label": "these labels were made for other classes, or saved by a program that changed them: "
     "fetch them anew, or describe them in a .yaml of your own (encoding, ignore)",
-    "two images": "keep one image a label",
+    "two images": "keep one image per label",
     "damaged": "the decoder went on behind damaged data, part of the picture is made up: "
     "fetch it anew",
     "no class": "these labels are dummies (a test split?) or mean something else",

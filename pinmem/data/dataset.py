@@ -50,7 +50,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             resized bilinearly with antialiasing, the target to the nearest pixel.
         classes: names and colours of the classes.
         cache: folder in which decoded pairs are kept, as they are before ``size`` and
-            ``transform``: 4 bytes a pixel.
+            ``transform``: 4 bytes per pixel.
 
     Raises:
         DataError: at access: a file is missing or damaged, a label has another size than its

@@ -21,7 +21,7 @@ class Layout:
             name and ``**/`` for any folders; a wildcard of ``labels`` is what the wildcard of the
             same position matched in ``images``.
         encoding: of the labels.
-        list: pattern of text files that name the images of a split, one a line.
+        list: pattern of text files that name the images of a split, one per line.
         pairs: (image, label) by split, instead of patterns.
         standard_split: of one of the numbered datasets in ``pinmem.data.splits``.
     """

@@ -33,7 +33,7 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
     (Zhu et al., CVPR 2019) fixes the numbers an epoch instead of drawing.
 
     Args:
-        datasets: one a domain, each with a transform that ends in one size for all.
+        datasets: one per domain, each with a transform that ends in one size for all.
         length: how many draws there are.
         seed: of the whole sequence, non-negative.
         class_uniform: share of class-uniform draws, 0..1.
@@ -92,7 +92,7 @@ class DomainDataset(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(images), torch.stack(targets)
 
     def files(self, draw: int) -> list[Path]:
-        """The image files of a draw, one a domain."""
+        """The image files of a draw, one per domain."""
         chosen = []
         for domain, dataset in enumerate(self.datasets):
             with seeded(self.seed, draw, domain):

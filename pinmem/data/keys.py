@@ -41,7 +41,7 @@ def classes_of(spec: Any) -> Classes:
     if spec == "cityscapes":
         return CITYSCAPES
     if not isinstance(spec, dict) or not spec:
-        raise ValueError("classes: expected name: [red, green, blue], one class a line")
+        raise ValueError("classes: expected name: [red, green, blue], one class per line")
     if len(spec) > MOST_CLASSES:
         raise ValueError(f"classes: got {len(spec)}, expected at most {MOST_CLASSES}")
     if "ignore" in spec:

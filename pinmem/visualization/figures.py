@@ -153,7 +153,7 @@ def tsne_figure(
 
 
 def reliability_figure(found: Mapping[str, Statistics], classes: Classes) -> Any:
-    """Share of right pixels against confidence, a panel for each predicted class, a line a domain.
+    """Share of right pixels against confidence, a panel per predicted class, a line per domain.
 
     The number is the expected calibration error (Guo et al., ICML 2017), by class.
     """

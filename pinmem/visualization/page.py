@@ -172,7 +172,7 @@ def _pictures(
         add(
             "tsne", "Class features and slots",
             "t-SNE on cosine distance. A point is the mean query feature of a class in an image"
-            f" ({number} images a domain at most); a star is a memory slot.", features,
+            f" ({number} images per domain at most); a star is a memory slot.", features,
         )  # fmt: skip
     if memory is not None:
         add(

@@ -1,4 +1,4 @@
-// Small dense matrices, once a call: packing operands for gemm.h, products, sums of partial sums.
+// Small dense matrices, once per call: packing operands for gemm.h, products, sums of partial sums.
 #pragma once
 
 #include "isa.h"

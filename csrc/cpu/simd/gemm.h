@@ -2,8 +2,8 @@
 //
 // C[m,n] = A[m,k] B[k,n], B and C with contiguous rows whose length is a multiple of kStripe. A is
 // either packed into panels, for operands that many products share, or a tile as it lies.
-// Every element of C is summed in blocks of kSumSteps, in the order of k: the same bits wherever it
-// is computed, and small rounding errors over many steps.
+// Every element of C is summed in blocks of kSumSteps, in the order of k: bitwise the same wherever
+// it is computed, and small rounding errors over many steps.
 #pragma once
 
 #include <cstdint>

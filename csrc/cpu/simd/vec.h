@@ -1,8 +1,8 @@
 // Vectors of the instruction set this file is compiled for, and what the kernels need of them:
 // conversion at load and store, partial loads and stores, exp, log, sqrt, reductions.
 //
-// Written with the compiler's vector extensions, so the same source serves AVX-512, AVX2 and
-// any baseline (SSE2, NEON). Types: T is what is stored (double, float, bfloat16), A is what is
+// Written with the compiler's vector extensions, so the same source is compiled for AVX-512, AVX2
+// and any baseline (SSE2, NEON). Types: T is what is stored (double, float, bfloat16), A is what is
 // computed with (double, float).
 #pragma once
 
