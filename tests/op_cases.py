@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import pinmem
-from pinmem import ops
+from pinmem import backends, ops
 
 # The floor of the comparison, of the largest value: roundings that plain PyTorch may happen to
 # escape in a small case, one of a half or eight of float32 (torch.testing allows eleven). Plain
@@ -94,13 +96,67 @@ TILED = [
 ]
 
 
+SMOOTH = [op for op in ops.__all__ if op != "upsampled_confusion"]
+LABELLED = {
+    "upsampled_cross_entropy": "target",
+    "class_sums": "labels",
+    "upsampled_confusion": "target",
+}
+
+
+def implementations(
+    names: Iterable[str] = ops.__all__, *only: str, reference: bool = False
+) -> list[Any]:
+    """Op, backend and device: all that run here, and those that need a GPU.
+
+    Which backend an op has on a GPU is asked of the table that the library itself uses, with no
+    default; test_ops_backends.py holds the table against the files.
+
+    Args:
+        names: of the ops.
+        only: of the backends; all without it.
+        reference: plain PyTorch too, on the CPU.
+    """
+    cases = []
+    for op in names:
+        own = backends.ON_GPU[op]
+        found = [("cpu", "cpu", "cpu")]
+        if reference:
+            found.append(("reference", "cpu", "reference"))
+        if not torch.cuda.is_available():
+            kind = {"triton": "interpreter", "cuda": "emulation"}[own]
+            found.append((own, "cpu", f"{own}-{kind}"))
+        found.append((own, "cuda", f"{own}-gpu"))
+        cases += [
+            pytest.param(
+                op, backend, device,
+                id=f"{op}-{name}",
+                marks=[pytest.mark.gpu] if device == "cuda" else [],
+            )
+            for backend, device, name in found
+            if not only or backend in only
+        ]  # fmt: skip
+    assert cases, f"no implementation of {list(names)}"
+    return cases
+
+
 @dataclass
 class Case:
     """An op on concrete inputs, float64 on the CPU until ``to``."""
 
-    call: Callable[..., tuple[Tensor, ...]]
+    op: str
     inputs: list[Tensor]
     constants: dict[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the inputs."""
+        return list(inspect.signature(getattr(ops, self.op)).parameters)[: len(self.inputs)]
+
+    def outputs(self) -> list[str]:
+        """The names of the results, as the schema has them."""
+        schema = getattr(torch.ops.pinmem_cpu, self.op).default._schema
+        return [output.name for output in schema.returns]
 
     def to(self, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> Case:
         """The same numbers, rounded once, in another type, place and memory format."""
@@ -112,14 +168,15 @@ class Case:
             return moved.contiguous(memory_format=memory_format) if moved.ndim == 4 else moved
 
         constants = {name: move(value) for name, value in self.constants.items()}
-        return Case(self.call, [move(tensor) for tensor in self.inputs], constants)
+        return Case(self.op, [move(tensor) for tensor in self.inputs], constants)
 
     def leaves(self) -> list[Tensor]:
         """The inputs as fresh leaves that require gradients."""
         return [tensor.detach().requires_grad_() for tensor in self.inputs]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.call(*inputs, **self.constants)
+        found = getattr(ops, self.op)(*inputs, **self.constants)
+        return found if isinstance(found, tuple) else (found,)
 
 
 def labels_of(shape: Shape, generator: torch.Generator) -> Tensor:
@@ -151,26 +208,22 @@ def build(op: str, shape: Shape, seed: int = 0) -> Case:
         outputs = shape.outputs or max(channels // 2, 1)
         weight = normal(outputs, 2 * channels) / channels**0.5
         inputs = [features, memory] if op == "memory_read" else [features, memory, weight]
-        return Case(getattr(ops, op), inputs, {"gumbel": gumbel})
+        return Case(op, inputs, {"gumbel": gumbel})
     if op == "upsampled_cross_entropy":
         weight = torch.rand(classes, generator=generator, dtype=torch.float64) + 0.5
         options = {"temperature": 0.7, "class_weight": weight} if extras else {}
-        return Case(_tuple(ops.upsampled_cross_entropy), [logits], {"target": labels, **options})
+        return Case(op, [logits], {"target": labels, **options})
     if op == "class_sums":
-        return Case(ops.class_sums, [features], {"labels": labels, "num_classes": classes})
+        return Case(op, [features], {"labels": labels, "num_classes": classes})
     if op == "upsampled_confusion":
-        return Case(_tuple(ops.upsampled_confusion), [logits], {"target": labels})
+        return Case(op, [logits], {"target": labels})
     assert op == "memory_update"
     mass = 5 * torch.rand(classes, generator=generator, dtype=torch.float64) + 0.5
     if shape.labels != "clean":
         mass[1::3] = 0
     sums = normal(classes, channels) * mass[:, None]
     inputs = [memory, sums, mass, normal(classes, channels), normal(classes)]
-    return Case(ops.memory_update, inputs, {"momentum": 0.8})
-
-
-def _tuple(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    return lambda *inputs, **constants: (function(*inputs, **constants),)
+    return Case(op, inputs, {"momentum": 0.8})
 
 
 def everything(case: Case, seed: int = 1) -> dict[str, Tensor]:
@@ -189,19 +242,50 @@ def everything(case: Case, seed: int = 1) -> dict[str, Tensor]:
 
     leaves = case.leaves()
     outputs = case(*leaves)
-    results = {f"output {i}": output for i, output in enumerate(outputs)}
-    smooth = [output for output in outputs if output.requires_grad]
+    names = case.outputs()
+    results = dict(zip(names, outputs, strict=False))
+    assert len(results) == len(outputs), f"{case.op}: {names} do not name {len(outputs)} outputs"
+    smooth = {name: output for name, output in results.items() if output.requires_grad}
     if not smooth:
         return results
-    cotangents = [random_like(output).requires_grad_() for output in smooth]
-    first = torch.autograd.grad(smooth, leaves, cotangents, create_graph=True)
-    results |= {f"gradient {i}": grad for i, grad in enumerate(first)}
+    cotangents = [random_like(output).requires_grad_() for output in smooth.values()]
+    first = torch.autograd.grad(list(smooth.values()), leaves, cotangents, create_graph=True)
+    arguments = case.arguments
+    results |= {f"gradient of {n}": grad for n, grad in zip(arguments, first, strict=True)}
     moving = [grad for grad in first if grad.requires_grad]
     directions = [random_like(grad) for grad in moving]
     second = torch.autograd.grad(
         moving, [*leaves, *cotangents], directions, materialize_grads=True, allow_unused=True
     )
-    return results | {f"second-order gradient {i}": grad for i, grad in enumerate(second)}
+    asked = [*arguments, *(f"the cotangent of {name}" for name in smooth)]
+    return results | {
+        f"second-order gradient of {n}": grad for n, grad in zip(asked, second, strict=True)
+    }
+
+
+def assert_near(name: str, got: Tensor, expected: Tensor, bound: float, note: str = "") -> None:
+    """``|got - expected| <= bound`` everywhere, or a line that names the worst element."""
+    assert got.shape == expected.shape, f"{name}: {list(got.shape)}, not {list(expected.shape)}"
+    if not expected.numel():
+        return
+    got, expected = (tensor.detach().cpu().double() for tensor in (got, expected))
+    error = (got - expected).abs().nan_to_num(nan=torch.inf)
+    error = error.masked_fill(got == expected, 0)
+    worst = int(error.argmax())
+    if not float(error.flatten()[worst]) <= bound:
+        place = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
+        one, other, off = (float(t.flatten()[worst]) for t in (got, expected, error))
+        raise AssertionError(
+            f"{name}{place}: got {one:.9g}, expected {other:.9g}, "
+            f"off by {off:.3g} where {bound:.3g} is allowed{note}"
+        )
+
+
+def assert_bitwise(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """The same results by name, each equal to the last bit."""
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_near(name, got[name], value, 0.0)
 
 
 def judge(
@@ -217,18 +301,15 @@ def judge(
         ours = everything(rounded)
     assert ours.keys() == exact.keys()
     for name, expected in exact.items():
-        assert ours[name].shape == expected.shape, name
-        assert ours[name].dtype == plain[name].dtype, name
-        if not expected.numel():
-            continue
-        got = ours[name].detach().cpu().double()
-        assert got.isfinite().all(), f"{name}: not finite"
-        expected = expected.detach()
-        error = float((got - expected).abs().max())
-        theirs = float((plain[name].detach().cpu().double() - expected).abs().max())
-        bound = 2 * theirs + FLOOR[dtype] * float(expected.abs().max())
-        bound += SUM_FLOOR[dtype] if expected.ndim < 2 else 1e-30
-        assert error <= bound, f"{name}: off by {error:.3g}, plain PyTorch by {theirs:.3g}"
+        got, theirs = ours[name], plain[name]
+        assert got.dtype == theirs.dtype, f"{op}, {name}: {got.dtype}, not {theirs.dtype}"
+        bound, note = 0.0, ""
+        if expected.numel():
+            theirs = float((theirs.detach().cpu().double() - expected.detach()).abs().max())
+            bound = 2 * theirs + FLOOR[dtype] * float(expected.detach().abs().max())
+            bound += SUM_FLOOR[dtype] if expected.ndim < 2 else 1e-30
+            note = f" (plain PyTorch is off by {theirs:.3g})"
+        assert_near(f"{op}, {name}", got, expected, bound, note)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ import torch
 import pinmem
 from pinmem import backends, ops
 
+from .build_tools import ROOT
+from .op_cases import SMOOTH, implementations
+
 
 def test_backends_are_chosen_and_refused() -> None:
     assert pinmem.get_backend() == "auto"
@@ -45,16 +48,17 @@ def test_an_op_that_a_backend_does_not_have() -> None:
         ops.upsampled_confusion(logits, target)
 
 
-FAR = [
-    *([] if torch.cuda.is_available() else [pytest.param("triton", "cpu", 9, id="interpreter")]),
-    *(pytest.param(b, "cuda", 2900, id=b, marks=pytest.mark.gpu) for b in ("triton", "cuda")),
-]
-
-
-@pytest.mark.parametrize("backend, device, side", FAR)
-@pytest.mark.parametrize("op", ["memory_read", "memory_read_project", "class_sums"])
-def test_far_pixels(op: str, backend: str, device: str, side: int) -> None:
+@pytest.mark.parametrize(
+    "op, backend, device",
+    [
+        case
+        for case in implementations(["memory_read", "memory_read_project", "class_sums"])
+        if case.values[1] != "cpu"
+    ],
+)
+def test_far_pixels(op: str, backend: str, device: str) -> None:
     """The last rows of a map of more than 2^31 elements are what they are alone."""
+    side = 2900 if device == "cuda" else 9
     channels = 256
     features = torch.randn(1, channels, side, side, dtype=torch.bfloat16, device=device)
     features.requires_grad_()
@@ -79,10 +83,36 @@ def test_far_pixels(op: str, backend: str, device: str, side: int) -> None:
         return tuple(each[:, :, -2:].detach().clone() for each in (gradient, *maps))
 
     for whole, alone in zip(last_rows(0), last_rows(side - 2), strict=True):
-        torch.testing.assert_close(whole, alone)
+        torch.testing.assert_close(whole, alone, msg=lambda message: f"{op}: {message}")
 
 
 def test_auto_takes_the_library_on_a_cpu() -> None:
     for op in ops.__all__:
         assert backends.candidates(op, "cpu", torch.float32)[0] == "cpu"
         assert backends.candidates(op, "cpu", torch.float16) == ("reference",)
+
+
+def on_gpu(backend: str) -> set[str]:
+    return {op for op, own in backends.ON_GPU.items() if own == backend}
+
+
+def test_every_op_has_its_files() -> None:
+    """One name everywhere, and on a GPU the backend whose kernels are there."""
+    names = set(ops.__all__)
+    assert backends.ON_GPU.keys() == names
+    triton = {path.parent.name for path in (ROOT / "kernels").glob("*/forward.py")}
+    assert triton == on_gpu("triton")
+    assert {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")} == on_gpu("cuda")
+    glue = {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")}
+    assert glue == names | {"library", "find_bad_label"}
+    assert {path.stem for path in (ROOT / "pinmem/ops").glob("[!_]*.py")} == names
+
+
+@pytest.mark.parametrize("op, backend, device", implementations())
+def test_every_pass_has_a_kernel(op: str, backend: str, device: str) -> None:
+    """A pass without one would only be missed by those who differentiate."""
+    passes = [op] if op not in SMOOTH else [op, f"{op}_backward", f"{op}_double_backward"]
+    with pinmem.backend(backend):
+        for name in passes:
+            qualified = f"pinmem_{backend}::{name}"
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, device.upper()), name

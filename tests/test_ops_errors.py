@@ -8,7 +8,7 @@ import torch
 import pinmem
 from pinmem import ops
 
-BACKENDS = ("cpu", "reference")
+from .op_cases import LABELLED, implementations
 
 
 def call(op: str, **changes):
@@ -77,24 +77,33 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op, changes, message", BAD, ids=lambda v: v if isinstance(v, str) else "")
-def test_bad_arguments(op: str, changes: dict, message: str, backend: str) -> None:
+def bad_cases() -> list:
+    """Each bad argument on every backend that runs here: a GPU's checks are the same code."""
+    return [
+        pytest.param(*case.values, changes, message, id=f"{case.id}-{next(iter(changes))}")
+        for op, changes, message in BAD
+        for case in implementations([op], reference=True)
+        if case.values[2] == "cpu"
+    ]
+
+
+def test_every_op_has_bad_arguments() -> None:
+    assert {op for op, _, _ in BAD} == set(ops.__all__)
+
+
+@pytest.mark.parametrize("op, backend, device, changes, message", bad_cases())
+def test_bad_arguments(op: str, backend: str, device: str, changes: dict, message: str) -> None:
     with pinmem.backend(backend), pytest.raises(ValueError, match=message):
         call(op, **changes)
 
 
-LABELLED = {
-    "upsampled_cross_entropy": "target",
-    "class_sums": "labels",
-    "upsampled_confusion": "target",
-}
+ON_A_CPU = [case for case in implementations(LABELLED, reference=True) if case.values[2] == "cpu"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-@pytest.mark.parametrize("op, argument", LABELLED.items())
-def test_a_label_out_of_range_is_named(op, argument, dtype, backend) -> None:
+@pytest.mark.parametrize("op, backend, device", ON_A_CPU)
+def test_a_label_out_of_range_is_named(op, backend, device, dtype) -> None:
+    argument = LABELLED[op]
     labels = torch.zeros(2, 7, 9, dtype=dtype)
     labels[1, 6, 8] = 4
     with pinmem.backend(backend):
@@ -108,10 +117,12 @@ def test_a_label_out_of_range_is_named(op, argument, dtype, backend) -> None:
             call(op, **{argument: labels}, ignore_index=-100)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-@pytest.mark.parametrize("op, argument", LABELLED.items())
-def test_on_a_gpu_a_label_out_of_range_counts_as_ignored(op, argument, backend, monkeypatch):
+ON_A_GPU = [case for case in implementations(LABELLED) if case.values[2] == "cuda"]
+
+
+@pytest.mark.parametrize("op, backend, device", ON_A_GPU)
+def test_on_a_gpu_a_label_out_of_range_counts_as_ignored(op, backend, device, monkeypatch):
+    argument = LABELLED[op]
     labels = torch.zeros(2, 7, 9, dtype=torch.uint8, device="cuda")
     wrong, ignored = labels.clone(), labels.clone()
     wrong[:, 2], ignored[:, 2] = 77, 255
@@ -126,10 +137,10 @@ def test_on_a_gpu_a_label_out_of_range_counts_as_ignored(op, argument, backend, 
             call(op, **{first: features, argument: wrong})
 
 
-def test_every_label_fits_when_there_are_256_classes() -> None:
-    labels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
-    features = torch.randn(1, 3, 16, 16)
-    for backend in BACKENDS:
-        with pinmem.backend(backend):
-            _, mass = ops.class_sums(features, labels, 256, ignore_index=-1)
-        torch.testing.assert_close(mass, torch.ones(256))
+@pytest.mark.parametrize("op, backend, device", implementations(["class_sums"], reference=True))
+def test_every_label_fits_when_there_are_256_classes(op, backend, device) -> None:
+    labels = torch.arange(256, dtype=torch.uint8, device=device).view(1, 16, 16)
+    features = torch.randn(1, 3, 16, 16, device=device)
+    with pinmem.backend(backend):
+        _, mass = ops.class_sums(features, labels, 256, ignore_index=-1)
+    torch.testing.assert_close(mass, torch.ones(256, device=device))

@@ -17,13 +17,12 @@ import pytest
 
 import pinmem
 
-ROOT = Path(__file__).resolve().parent.parent
+from .build_tools import ROOT, toolchain, toolchain_cuda
+
 OBJECTS = ROOT / "build/objects/cpu"
 LIBRARY = ROOT / "pinmem/_cpu.so"
 LEVELS = ["baseline", "avx2", "avx512"]
 X86 = platform.machine() == "x86_64"
-
-needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="_cpu.so is not built here")
 
 
 def run(*command: object, cwd: Path | None = None, **environment: str) -> tuple[int, str]:
@@ -37,6 +36,23 @@ def run(*command: object, cwd: Path | None = None, **environment: str) -> tuple[
         text=True,
     )
     return done.returncode, done.stdout
+
+
+def needs(name: str) -> None:
+    """Skip where a library cannot be built, and fail where it can be and is not."""
+    try:
+        toolchain.need_compiler()
+        torch = toolchain.need_torch()
+        if name == "_cuda.so":
+            toolchain_cuda.find_nvcc(torch.cuda)
+    except toolchain.LeftOut as reason:
+        pytest.skip(str(reason))
+    assert (ROOT / "pinmem" / name).exists(), f"pinmem/{name} is not built: make build"
+
+
+@pytest.fixture(scope="module")
+def cpu_library() -> None:
+    needs("_cpu.so")
 
 
 def symbols(*arguments: object) -> list[str]:
@@ -53,17 +69,16 @@ def symbols(*arguments: object) -> list[str]:
 
 @pytest.mark.parametrize("name", ["_cpu.so", "_cuda.so"])
 def test_a_library_uses_the_stable_abi_alone(name: str) -> None:
+    needs(name)
     library = ROOT / "pinmem" / name
-    if not library.exists():
-        pytest.skip(f"{name} is not built here")
     undefined = symbols("-D", "--undefined-only", library)
     assert any("aoti_torch_" in line for line in undefined)
     foreign = ("at::", "c10::", "torch::", " Py", " _Py")
     assert not [line for line in undefined if any(mark in line for mark in foreign)]
 
 
-@pytest.mark.skipif(not OBJECTS.is_dir(), reason="the objects of the build are not here")
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.usefixtures("cpu_library")
+@pytest.mark.parametrize("level", LEVELS if X86 else LEVELS[:1])
 def test_a_kernel_object_shares_no_inline_function(level: str) -> None:
     """Else the linker might take the AVX-512 copy of one for every CPU (csrc/cpu/isa.h)."""
     objects = kernel_objects(level)
@@ -77,7 +92,7 @@ def test_a_kernel_object_shares_no_inline_function(level: str) -> None:
 
 
 @pytest.mark.skipif(not X86, reason="one level only on this CPU")
-@pytest.mark.skipif(not OBJECTS.is_dir(), reason="the objects of the build are not here")
+@pytest.mark.usefixtures("cpu_library")
 def test_only_the_wide_objects_have_wide_instructions() -> None:
     if not shutil.which("objdump"):
         pytest.skip("there is no objdump")
@@ -97,8 +112,8 @@ def kernel_objects(level: str) -> list[Path]:
     """The objects of the kernels there are now; an object of a deleted file may still lie about."""
     names = [path.stem for path in (ROOT / "csrc/cpu/simd").glob("*.cpp")]
     objects = [OBJECTS / level / f"{name}.o" for name in names]
-    if not all(path.exists() for path in objects):
-        pytest.skip(f"not every kernel is built for {level} here")
+    lost = [f"{path.parent.name}/{path.name}" for path in objects if not path.exists()]
+    assert not lost, f"{lost} not in {OBJECTS}: make build"
     return objects
 
 
@@ -121,7 +136,7 @@ print(level, *places)
 """
 
 
-@needs_library
+@pytest.mark.usefixtures("cpu_library")
 @pytest.mark.parametrize("level", LEVELS if X86 else LEVELS[:1])
 def test_every_level_of_instructions_gives_the_result(level: str) -> None:
     status, output = run(sys.executable, "-c", USE, LIBRARY, PINMEM_CPU_ISA=level)
@@ -132,7 +147,7 @@ def test_every_level_of_instructions_gives_the_result(level: str) -> None:
     assert output.split() == [str(LEVELS.index(level))] + [str(place), str(place + 1), "0"] * 2
 
 
-@needs_library
+@pytest.mark.usefixtures("cpu_library")
 def test_an_unknown_level_is_refused() -> None:
     status, output = run(sys.executable, "-c", USE, LIBRARY, PINMEM_CPU_ISA="mmx")
     assert status != 0
