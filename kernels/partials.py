@@ -13,12 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from pinmem.kernels.launch import Plan
-from pinmem.kernels.maps import cast, jit, padded
+from pinmem.kernels.maps import cast, jit
 
 # Four programs for each of an H200's 132 multiprocessors, as long as their sums stay in the L2:
 # one launch writes them and the next reads them, up to a quarter of its 50 MB.
 _MOST_PROGRAMS = 528
 _MOST_BYTES = 12 << 20
+# Partial sums that are added at once.
+_ROWS = 128
 
 
 class Split(NamedTuple):
@@ -61,7 +63,7 @@ def _add(
 def _plan(count: int, numel: int, pitch: int, columns: int, stride: int) -> Plan:
     block = 32
     sizes = (numel, pitch, columns, stride, count)
-    return Plan(_add, -(-numel // block), sizes, 4, ROWS=min(padded(count), 128), BLOCK=block)
+    return Plan(_add, -(-numel // block), sizes, 4, ROWS=_ROWS, BLOCK=block)
 
 
 def add_partials(partials: Tensor, total: Tensor) -> None:
