@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from pinmem.kernels.launch import ALL_REGISTERS, Launch, for_amd, recording
+from pinmem.kernels.launch import Launch, attempts, for_amd, recording
 
 OPS = ("memory_read", "memory_read_project")
 
@@ -216,11 +216,11 @@ def build(case: CompileCase, target: Target) -> Report:
             aligned[(index,)] = [["tt.divisibility", 16], ["tt.pointer_range", 32]]
     source = ASTSource(case.kernel, case.signature, constants, aligned)
     read = _read_nvidia if nvidia else _read_amd
-    compiled = triton.compile(source, target=target.gpu, options=options)
-    found = read(compiled, target, options["num_warps"])
-    if found.spills and nvidia:
-        compiled = triton.compile(source, target=target.gpu, options=options | ALL_REGISTERS)
-        found = read(compiled, target, options["num_warps"])
+    for tried in attempts(options) if nvidia else (options,):
+        compiled = triton.compile(source, target=target.gpu, options=tried)
+        found = read(compiled, target, tried["num_warps"])
+        if not found.spills:
+            break
     return found
 
 

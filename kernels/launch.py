@@ -93,15 +93,22 @@ class Plan:
     def _first(self, tensors: tuple[Tensor | None, ...]) -> Any:
         """Compile and run; returns the compiled kernel, or None from the interpreter."""
         run = self.kernel[(self.grid,)]
-        compiled = run(*tensors, *self._rest, **self.options)
-        if getattr(compiled, "n_spills", 0) and not torch.version.hip:
-            compiled = run(*tensors, *self._rest, **self.options, **ALL_REGISTERS)
+        for options in attempts(self.options):
+            compiled = run(*tensors, *self._rest, **options)
+            if torch.version.hip or not getattr(compiled, "n_spills", 0):
+                break
         return compiled
 
 
-# NVIDIA's assembler spills a few registers where that makes room for one more program on a
-# multiprocessor. A kernel that spilled is compiled again with this limit, which keeps it from that.
-ALL_REGISTERS = {"maxnreg": 255}
+def attempts(options: dict[str, int]) -> tuple[dict[str, int], ...]:
+    """Options for NVIDIA's GPUs, to be tried one after the other until a kernel does not spill.
+
+    The assembler spills a few registers where that makes room for one more program on a
+    multiprocessor, which a limit of all registers keeps it from. Where those are too few (block
+    sizes are an H200's), twice the warps have twice as many.
+    """
+    everything = options | {"maxnreg": 255}
+    return options, everything, everything | {"num_warps": 2 * options["num_warps"]}
 
 
 def for_amd(

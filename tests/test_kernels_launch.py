@@ -53,13 +53,14 @@ def test_what_triton_compiles_on_its_own(first: Any, second: Any, compilations: 
     assert len(kernel.options) == compilations
 
 
-def test_a_kernel_that_spills_gets_all_registers() -> None:
+def test_a_kernel_that_spills_gets_all_registers_then_more_warps() -> None:
     kernel = Kernel(spills=2)
     plan = Plan(kernel, 3, (), 4)
     plan(ONE)
     plan(ONE)
-    assert [options.get("maxnreg") for options in kernel.options] == [None, 255]
-    assert len(kernel.launched) == 3
+    tried = [(options["num_warps"], options.get("maxnreg")) for options in kernel.options]
+    assert tried == [(4, None), (4, 255), (8, 255)]
+    assert len(kernel.launched) == 4
 
 
 def test_nothing_runs_where_nothing_should() -> None:

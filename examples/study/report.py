@@ -157,9 +157,12 @@ def parts(results: Results) -> Iterator[str]:
             + [interval(differences(runs, results[against], s)) for s in ("unseen", "seen")]
             + [lost(runs, "unseen"), str(len(runs))]
         )
-    yield "### One thing changed"
-    head = ["", "what differs", "against", "unseen", "Δ unseen", "Δ seen", "lost unseen", "seeds"]
-    yield table(head, rows)
+    if rows:
+        yield "### One thing changed"
+        yield table(
+            ["", "what differs", "against", "unseen", "Δ unseen", "Δ seen", "lost unseen", "seeds"],
+            rows,
+        )
 
 
 def gap(results: Results) -> Iterator[str]:

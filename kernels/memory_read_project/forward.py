@@ -72,7 +72,7 @@ def _forward(
 
 # bytes per element: up to 32 slots, and more: pixels, channels, outputs, warps, stages
 _BLOCKS = {
-    2: [(64, 64, 128, 4, 3), (64, 64, 128, 4, 2)],
+    2: [(64, 64, 256, 4, 2), (64, 64, 128, 4, 2)],
     4: [(64, 32, 128, 4, 3), (64, 32, 64, 4, 3)],
 }
 
