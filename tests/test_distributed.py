@@ -52,7 +52,7 @@ def _load(folder: Path, size: int) -> list[dict[str, dict[str, Tensor]]]:
 
 
 def assert_one(wanted: dict[str, Tensor], ends: list[dict[str, Tensor]]) -> None:
-    """Every rank ends in the same bits, and as one process to 1e-10."""
+    """Every rank ends bitwise the same, and as one process to 1e-10."""
     got, *others = ends
     assert not [k for k in got for other in others if not torch.equal(got[k], other[k])]
     assert torch.equal(got["random"], wanted["random"])
