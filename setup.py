@@ -1,7 +1,7 @@
 """Builds the C++ and CUDA kernels where there is a compiler; the rest is in pyproject.toml.
 
 Nothing here fails because a compiler, nvcc or torch's headers are missing, or because nvcc cannot
-make the CUDA library: the library is left out, a line says so, and pinmem/_build.txt keeps it for
+make the CUDA library: the library is not built, a line says so, and pinmem/_build.txt keeps it for
 ``python -m pinmem.info``.
 """
 
@@ -27,8 +27,8 @@ SANITIZE = os.environ.get("PINMEM_SANITIZE") == "1"
 REQUIRE_CUDA = os.environ.get("PINMEM_REQUIRE_CUDA") == "1"
 NO_CUDA = os.environ.get("PINMEM_REQUIRE_CUDA") == "0"
 INSTEAD = {
-    "_cpu.so": "plain PyTorch serves CPUs",
-    "_cuda.so": "Triton and plain PyTorch serve GPUs",
+    "_cpu.so": "CPUs fall back to plain PyTorch",
+    "_cuda.so": "GPUs fall back to Triton and plain PyTorch",
 }
 
 
@@ -39,12 +39,12 @@ class BuildKernels(build_ext):
         inplace = self.inplace or getattr(self, "editable_mode", False)
         package = ROOT / "pinmem" if inplace else Path(self.build_lib, "pinmem")
         package.mkdir(parents=True, exist_ok=True)
-        left_out = []
+        not_built = []
         for extension in list(self.extensions):
             library = package / self.get_ext_filename(extension.name.rpartition(".")[2])
             try:
                 self._build(library)
-            except (toolchain.LeftOut, toolchain.BuildFailed) as error:
+            except (toolchain.NotBuilt, toolchain.BuildFailed) as error:
                 failed = isinstance(error, toolchain.BuildFailed)
                 cuda = library.name == "_cuda.so"
                 if REQUIRE_CUDA if cuda else failed:
@@ -52,15 +52,15 @@ class BuildKernels(build_ext):
                 # A library of an earlier build would not fit the Python code beside it.
                 library.unlink(missing_ok=True)
                 reason = f"{error.brief()} (PINMEM_REQUIRE_CUDA=1 shows all)" if failed else error
-                left_out.append(f"{library.name}: {reason}; {INSTEAD[library.name]}")
+                not_built.append(f"{library.name}: {reason}; {INSTEAD[library.name]}")
                 self.extensions.remove(extension)
-        for line in left_out:
-            print(f"pinmem: left out {line}", file=sys.stderr)
-        (package / "_build.txt").write_text("".join(f"{line}\n" for line in left_out))
+        for line in not_built:
+            print(f"pinmem: not built: {line}", file=sys.stderr)
+        (package / "_build.txt").write_text("".join(f"{line}\n" for line in not_built))
 
     def _build(self, library: Path) -> None:
         if library.name == "_cuda.so" and NO_CUDA:
-            raise toolchain.LeftOut("PINMEM_REQUIRE_CUDA is 0")
+            raise toolchain.NotBuilt("PINMEM_REQUIRE_CUDA is 0")
         if library.name == "_cuda.so":
             toolchain_cuda.build_cuda(library)
         else:
@@ -80,7 +80,7 @@ def build_requirements() -> list[str]:
         return []
     try:
         toolchain.need_compiler()
-    except toolchain.LeftOut:
+    except toolchain.NotBuilt:
         return []
     torch = toolchain.find_torch()
     needed = [] if torch else ["torch>=" + ".".join(map(str, toolchain.OLDEST_TORCH))]

@@ -125,7 +125,7 @@ class Check:
         if verdict == "stopped" and step.seconds < float("inf"):
             verdict = "FAILED"
         if step.name == "build" and verdict == "ok":
-            note = _left_out()
+            note = _not_built()
         if any("ERR_NVGPUCTRPERM" in line for line in printed.get("ncu", [])):
             verdict, note = "left out", "only root may read the GPU's performance counters here"
         slowest = kernel_profile.slowest(printed.get("ncu", []))
@@ -185,11 +185,11 @@ def _judged(
     return ("stopped" if late else "ok"), note
 
 
-def _left_out() -> str:
-    """What the build left out, and why."""
+def _not_built() -> str:
+    """What was not built, and why."""
     notes = ROOT / "pinmem/_build.txt"
     lines = notes.read_text().splitlines() if notes.exists() else []
-    return "; ".join(f"left out {line}" for line in lines)
+    return "; ".join(f"not built: {line}" for line in lines)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,9 @@
 """Compiles csrc/cpu into a shared library, and has what toolchain_cuda.py needs too.
 
 A library needs a compiler and torch's headers, and Python's headers never. What cannot be built
-raises :class:`LeftOut` with the reason in one sentence; code that does not compile raises
-:class:`BuildFailed`. Objects are kept in build/objects and compiled again where their source, a
-header or the command changed; what the compiler said lies beside them.
+raises :class:`NotBuilt` with the reason in one sentence; code that does not compile raises
+:class:`BuildFailed`. ninja keeps the objects in build/objects and compiles them again where their
+source, a header or the command changed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import site
 import subprocess
 import sys
 import sysconfig
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Path("csrc/cpu")
+# Relative to the root, where ninja runs.
+OBJECTS = Path("build/objects")
 
 # The oldest torch that the libraries run on: the stable ABI of 2.10, whose minor version is a byte.
 OLDEST_TORCH = (2, 10)
@@ -49,12 +49,10 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
 }
-# What `nvcc -Xptxas -v` says of every kernel: for the log alone.
-STATISTICS = re.compile(r"ptxas info |\s+\d+ bytes stack frame")
 ERROR = re.compile(r"error|undefined reference|cannot find", re.IGNORECASE)
 
 
-class LeftOut(Exception):
+class NotBuilt(Exception):
     """A library cannot be built here; the message says why."""
 
 
@@ -63,8 +61,7 @@ class BuildFailed(Exception):
 
     def brief(self) -> str:
         """The first error in one line."""
-        command, _, said = str(self).partition("\n")
-        return first_error(said) or command
+        return first_error(str(self))
 
 
 @dataclass(frozen=True)
@@ -81,50 +78,12 @@ class Torch:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One command that makes one file, and the file of its dependencies."""
+class Object:
+    """A file that a compiler makes of a source."""
 
     output: Path
+    source: Path
     command: list[str]
-    inputs: tuple[Path, ...] = ()
-
-    def stale(self) -> bool:
-        stamp, listed = self.output.with_suffix(".command"), self.output.with_suffix(".d")
-        if not self.output.exists() or not stamp.exists():
-            return True
-        if stamp.read_text() != shlex.join(self.command):
-            return True
-        inputs = list(self.inputs)
-        if listed.exists():
-            names = listed.read_text().replace("\\\n", " ").partition(":")[2]
-            inputs += [
-                ROOT / name.replace("\\ ", " ") for name in re.split(r"(?<!\\)\s+", names) if name
-            ]
-        made = self.output.stat().st_mtime
-        return any(not path.exists() or path.stat().st_mtime > made for path in inputs)
-
-    def run(self) -> None:
-        """Make the file, under another name first so that nobody sees half of it."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        begun = time.time()
-        fresh = self.output.with_name(f"{self.output.name}.{os.getpid()}")
-        command = [*self.command, "-o", str(fresh)]
-        listed = fresh.with_name(fresh.name + ".d")
-        if "-c" in command:
-            command += ["-MD", "-MF", str(listed)]
-        said = run(command)
-        if said.returncode != 0:
-            raise BuildFailed(f"{shlex.join(command)}\n{said.stdout}{said.stderr}")
-        self.output.with_suffix(".log").write_text(said.stderr)
-        for line in said.stderr.splitlines():
-            if line.strip() and not STATISTICS.match(line):
-                print(line, file=sys.stderr)
-        if listed.exists():
-            listed.replace(self.output.with_suffix(".d"))
-        # As old as the text it is made of: an edit while the compiler ran makes it stale.
-        os.utime(fresh, (begun, begun))
-        fresh.replace(self.output)
-        self.output.with_suffix(".command").write_text(shlex.join(self.command))
 
 
 def run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
@@ -137,7 +96,7 @@ def package_folders() -> list[Path]:
     """Where packages lie: those of this process, then those of the environment to install into.
 
     pip's build isolation hides the environment that it installs into but keeps its prefix: what is
-    there serves, and nobody downloads gigabytes a second time.
+    there will do, and nobody downloads gigabytes a second time.
     """
     folders = [*sys.path, sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     if not sys.flags.no_user_site and sys.prefix == sys.base_prefix:
@@ -168,14 +127,14 @@ def need_torch() -> Torch:
     torch = find_torch()
     if torch is None:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        raise LeftOut(f"the headers of torch >= {oldest} are not in this environment")
+        raise NotBuilt(f"the headers of torch >= {oldest} are not in this environment")
     return torch
 
 
 def need_compiler() -> list[str]:
     """The C++ compiler with its language flag: $CXX, else c++, g++ or clang++."""
     if sys.platform == "win32":
-        raise LeftOut("building on Windows is not supported")
+        raise NotBuilt("building on Windows is not supported")
     given = shlex.split(os.environ.get("CXX", ""))
     names = [given] if given else [["c++"], ["g++"], ["clang++"]]
     reason = (
@@ -190,7 +149,7 @@ def need_compiler() -> list[str]:
             if said.returncode == 0:
                 return [*compiler, standard]
         reason = f"{compiler[0]} does not compile C++17: {first_error(said.stderr + said.stdout)}"
-    raise LeftOut(reason)
+    raise NotBuilt(reason)
 
 
 def first_error(said: str) -> str:
@@ -207,25 +166,25 @@ def build_cpu(
     """
     compiler = need_compiler()
     torch = torch or need_torch()
-    objects = ROOT / "build/objects" / ("cpu-sanitize" if sanitize else "cpu")
-    glue = glue or objects
+    folder = OBJECTS / ("cpu-sanitize" if sanitize else "cpu")
+    glue = glue or folder
     extra = SANITIZE if sanitize else []
     base = [*compiler, "-c", *COMMON, *extra]
-    jobs = [
-        Job(glue / f"{source.stem}.o", [*base, STABLE_ABI, *torch.headers, str(source)])
+    objects = [
+        Object(glue / f"{source.stem}.o", source, [*base, STABLE_ABI, *torch.headers])
         for source in sources(CPU, "*.cpp")
     ]
     x86 = run([*compiler, "-dumpmachine"]).stdout.startswith("x86_64")
     for isa in ISA_FLAGS if x86 else ["baseline"]:
         flags = [*base, *ISA_FLAGS[isa], f"-DPINMEM_ISA={isa}", "-fno-exceptions"]
-        jobs += [
-            Job(objects / isa / f"{source.stem}.o", [*flags, str(source)])
+        objects += [
+            Object(folder / isa / f"{source.stem}.o", source, flags)
             for source in sources(CPU / "simd", "*.cpp")
         ]
     link = [*compiler, "-shared", *extra]
     if sys.platform == "linux" and not sanitize:
         link += ["-Wl,--no-undefined"]
-    make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], glue / output.name, output)
+    make(objects, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], glue / output.name, output)
 
 
 def sources(folder: Path, pattern: str) -> list[Path]:
@@ -233,17 +192,58 @@ def sources(folder: Path, pattern: str) -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(pattern))
 
 
-def make(jobs: list[Job], link: list[str], ending: list[str], library: Path, output: Path) -> None:
+# What the compiler said lies beside each object; what `nvcc -Xptxas -v` says of every kernel is for
+# that log alone.
+RULES = r"""
+builddir = build/objects
+rule compile
+  command = $run -MD -MF $out.d -o $out $in > $log 2>&1; s=$$?; $
+    grep -Ev '^(ptxas info.*| +[0-9]+ bytes stack frame.*|)$$' $log; exit $$s
+  depfile = $out.d
+rule link
+  command = $run -o $out $in $ending
+"""
+
+
+def make(
+    objects: list[Object], link: list[str], ending: list[str], library: Path, output: Path
+) -> None:
     """Compile what is stale, link, and put the library at its place in one step."""
-    stale = [job for job in jobs if job.stale()]
-    workers = int(os.environ.get("MAX_JOBS", "0")) or min(os.cpu_count() or 1, 4)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(Job.run, stale))
-    objects = tuple(job.output for job in jobs)
-    linking = Job(library, [*link, *map(str, objects), *ending], objects)
-    if linking.stale():
-        linking.run()
+    lines = [RULES]
+    for made in objects:
+        log = str(made.output.with_suffix(".log"))
+        lines += [f"build {escaped(made.output)}: compile {escaped(made.source)}"]
+        lines += [f"  run = {quoted(made.command)}", f"  log = {quoted([log])}"]
+    lines += [f"build {escaped(library)}: link {' '.join(escaped(o.output) for o in objects)}"]
+    lines += [f"  run = {quoted(link)}", f"  ending = {quoted(ending)}", ""]
+    steps = ROOT / library.with_suffix(".ninja")
+    steps.parent.mkdir(parents=True, exist_ok=True)
+    steps.write_text("\n".join(lines))
+    jobs = os.environ.get("MAX_JOBS") or str(min(os.cpu_count() or 1, 4))
+    said = run([need_ninja(), "--quiet", "-f", str(steps), "-j", jobs])
+    if said.returncode != 0:
+        raise BuildFailed(said.stdout + said.stderr)
+    print(said.stdout.removeprefix("ninja: no work to do.\n"), end="", file=sys.stderr)
     output.parent.mkdir(parents=True, exist_ok=True)
     fresh = output.with_name(f"{output.name}.{os.getpid()}")
-    shutil.copy2(library, fresh)
+    shutil.copy2(ROOT / library, fresh)
     fresh.replace(output)
+
+
+def need_ninja() -> str:
+    """That of this environment, which need not be active, or else of PATH."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    ninja = shutil.which("ninja", path=path)
+    if ninja is None:
+        raise NotBuilt("no ninja was found; pip install ninja brings it")
+    return ninja
+
+
+def escaped(path: Path) -> str:
+    """A path in a line of ninja's."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def quoted(command: list[str]) -> str:
+    """A command for the shell, in a line of ninja's."""
+    return shlex.join(command).replace("$", "$$")

@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 from toolchain import (
-    ROOT,
+    OBJECTS,
     STABLE_ABI,
     BuildFailed,
-    Job,
-    LeftOut,
+    NotBuilt,
+    Object,
     Torch,
-    first_error,
     make,
     need_compiler,
     need_torch,
@@ -28,8 +27,6 @@ from toolchain import (
 )
 
 CUDA = Path("csrc/cuda")
-# Beside every object here lies a log of what ptxas said of its kernels (csrc/ptxas.py).
-OBJECTS = ROOT / "build/objects/cuda"
 
 # Ampere, Hopper and Blackwell, as far as nvcc knows them. Code for 8.0 runs on 8.6 and 8.9 too,
 # code for 10.0 on 10.3; others (11.0, 12.0) compile the PTX of the last when it is loaded.
@@ -39,8 +36,8 @@ DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0")
 PACKAGED_CUDA = "13.0"
 
 
-def build_cuda(output: Path, torch: Torch | None = None, objects: Path = OBJECTS) -> None:
-    """csrc/cuda into one library."""
+def build_cuda(output: Path, torch: Torch | None = None, folder: Path = OBJECTS / "cuda") -> None:
+    """csrc/cuda into one library; beside every object lies what ptxas said (csrc/ptxas.py)."""
     torch = torch or need_torch()
     nvcc = find_nvcc(torch.cuda)
     host = need_compiler()
@@ -48,17 +45,10 @@ def build_cuda(output: Path, torch: Torch | None = None, objects: Path = OBJECTS
     code = architectures(run([nvcc, "--list-gpu-arch"]).stdout.split())
     base = [*command, "-c", "-O3", *code, "-DUSE_CUDA", STABLE_ABI, "-Xptxas", "-v"]
     base += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr"]
-    jobs = [
-        Job(objects / f"{source.stem}.o", [*base, *torch.headers, str(source)])
+    objects = [
+        Object(folder / f"{source.stem}.o", source, [*base, *torch.headers])
         for source in sources(CUDA, "*.cu")
     ]
-    if any(job.stale() for job in jobs):
-        probe = objects / "probe.cu"
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("#include <type_traits>\n__global__ void probe() {}\n")
-        said = run([*command, *code, "-c", str(probe), "-o", str(probe.with_suffix(".o"))])
-        if said.returncode != 0:
-            raise LeftOut(f"nvcc does not compile: {first_error(said.stderr + said.stdout)}")
     # The runtime goes in whole: it shares the device's primary context with torch's own, and
     # nobody has to have a libcudart of this release.
     link = [*command, "-shared", "-cudart", "static", "--no-device-link"]
@@ -66,23 +56,23 @@ def build_cuda(output: Path, torch: Torch | None = None, objects: Path = OBJECTS
     # A toolkit of packages has its libraries where nvcc does not look.
     link += [f"-L{path.parent}" for path in Path(nvcc).parent.glob("../lib/libcudart_static.a")]
     torch_libraries = [f"-L{torch.root}/lib", "-ltorch_cuda", "-ltorch_cpu"]
-    make(jobs, link, torch_libraries, objects / output.name, output)
+    make(objects, link, torch_libraries, folder / output.name, output)
 
 
 def build_emulation(output: Path) -> None:
     """csrc/cuda for a CPU, every thread of a block a fiber: for tests where there is no GPU."""
     compiler = need_compiler()
     torch = need_torch()
-    objects = ROOT / "build/objects/emulation"
+    folder = OBJECTS / "emulation"
     base = [*compiler, "-x", "c++", "-c", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     # nvcc's own pragmas, and attributes of what is not a function here.
     base += ["-Wno-unknown-pragmas", "-Wno-attributes", "-DPINMEM_HOST_EMULATION", STABLE_ABI]
-    jobs = [
-        Job(objects / f"{source.stem}.o", [*base, *torch.headers, str(source)])
+    objects = [
+        Object(folder / f"{source.stem}.o", source, [*base, *torch.headers])
         for source in sources(CUDA, "*.cu")
     ]
     link = [*compiler, "-shared"]
-    make(jobs, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], objects / output.name, output)
+    make(objects, link, [f"-L{torch.root}/lib", "-ltorch_cpu"], folder / output.name, output)
 
 
 def find_nvcc(cuda: str | None) -> str:
@@ -92,7 +82,7 @@ def find_nvcc(cuda: str | None) -> str:
     CUDA_HOME, in /usr/local/cuda.
     """
     if cuda is None:
-        raise LeftOut("torch is a build without CUDA")
+        raise NotBuilt("torch is a build without CUDA")
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     places = [Path(home, "bin")] if home else [Path(folder) for folder in os.get_exec_path()]
     places += [path for folder in package_folders() for path in folder.glob("nvidia/cu*/bin")]
@@ -110,7 +100,7 @@ def find_nvcc(cuda: str | None) -> str:
     where = f"CUDA_HOME={home}" if home else "PATH, /usr/local/cuda"
     wanted = "-e '.[cuda]'" if cuda == PACKAGED_CUDA else " ".join(map(repr, packaged_nvcc(cuda)))
     brings = f"; pip install {wanted} brings it" if wanted else ""
-    raise LeftOut(
+    raise NotBuilt(
         f"no nvcc of CUDA {major(cuda)}, torch's, was found"
         f" ({where}, this environment{''.join(others)}){brings}"
     )
@@ -120,7 +110,7 @@ def missing_nvcc(cuda: str | None) -> list[str]:
     """The packages with nvcc that a build for this torch lacks and could have."""
     try:
         find_nvcc(cuda)
-    except LeftOut:
+    except NotBuilt:
         return packaged_nvcc(cuda)
     return []
 
@@ -160,7 +150,7 @@ def architectures(known: list[str]) -> list[str]:
 def main() -> int:
     try:
         print(find_nvcc(need_torch().cuda))
-    except LeftOut as reason:
+    except NotBuilt as reason:
         print(reason, file=sys.stderr)
         return 1
     return 0

@@ -104,7 +104,7 @@ def unavailable(name: str) -> str:
         return "this torch is built for ROCm"
     path = _library(name)
     if not path.exists():
-        return _left_out(path.name) or f"{path} is not there (pip install -e . builds it)"
+        return _not_built(path.name) or f"{path} is not there (pip install -e . builds it)"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -120,8 +120,8 @@ def _library(name: str) -> Path:
     return package / "_cuda.so"
 
 
-def _left_out(library: str) -> str:
-    """What the build said of a library that it left out."""
+def _not_built(library: str) -> str:
+    """What the build said of a library that it could not make."""
     notes = Path(__file__).parent / "_build.txt"
     lines = notes.read_text().splitlines() if notes.exists() else []
     return next((f"not built: {line}" for line in lines if line.startswith(library)), "")

@@ -75,8 +75,8 @@ def serving() -> list[str]:
     return lines
 
 
-def left_out() -> list[str]:
-    """What the build left out, why, and what brings it."""
+def not_built() -> list[str]:
+    """What was not built, why, and what brings it."""
     notes = Path(__file__).parent / "_build.txt"
     lines = notes.read_text().splitlines() if notes.exists() else []
     return [f"not built: {line}" for line in lines]
@@ -90,7 +90,7 @@ def main() -> None:
     print(f"backend: {backends.get_backend()}")
     lines = serving()
     # A library that no device here asks for is not among the reasons.
-    lines += [line for line in left_out() if not any(line in reason for reason in lines)]
+    lines += [line for line in not_built() if not any(line in reason for reason in lines)]
     print("\n".join(lines))
 
 

@@ -27,7 +27,7 @@ def missing() -> str:
     try:
         toolchain.need_compiler()
         toolchain.need_torch()
-    except toolchain.LeftOut as reason:
+    except toolchain.NotBuilt as reason:
         return str(reason)
     return ""
 

@@ -117,7 +117,7 @@ def check(version: str) -> None:
     try:
         toolchain_cuda.build_cuda(root / "built/_cuda.so", torch, root / "cuda")
         print(f"torch {version}: csrc/cuda compiles and links")
-    except toolchain.LeftOut as reason:
+    except toolchain.NotBuilt as reason:
         print(f"torch {version}: csrc/cuda is not checked: {reason}")
 
 
@@ -125,7 +125,7 @@ def main(versions: list[str]) -> int:
     for version in versions:
         try:
             check(version)
-        except (NoHeaders, toolchain.LeftOut) as reason:
+        except (NoHeaders, toolchain.NotBuilt) as reason:
             print(f"torch {version}: its headers are not checked: {reason}")
         except toolchain.BuildFailed as error:
             print(f"FAILED with the headers of torch {version}:\n{error}")

@@ -69,8 +69,8 @@ install() {
     (cd "$tree" && env "${setting[@]}" "$env/bin/python" -m pip install -v "$@" >"$log" 2>&1) || fail "$name"
     check "$name" $(($(date +%s) - begun)) "$library"
     case $library in
-    left-out) [ "$(grep -c 'pinmem: left out _cpu.so' "$log")" = 1 ] || fail "$name: not said once" ;;
-    *) ! grep -q 'left out _cpu.so' "$log" || fail "$name: left out" ;;
+    not-built) [ "$(grep -c 'pinmem: not built: _cpu.so' "$log")" = 1 ] || fail "$name: not said once" ;;
+    *) ! grep -q 'not built: _cpu.so' "$log" || fail "$name: not built" ;;
     esac
 }
 
@@ -92,9 +92,9 @@ forget
 install "no isolation: pip install --no-build-isolation ." installed --no-build-isolation .
 forget
 setting=(PATH="$work/bare")
-install "no compiler: pip install -e ." left-out -e .
+install "no compiler: pip install -e ." not-built -e .
 forget
-install "no compiler, no isolation" left-out --no-build-isolation -e .
+install "no compiler, no isolation" not-built --no-build-isolation -e .
 forget
 # A CUDA_HOME with nothing in it hides the nvcc of this machine.
 setting=(CUDA_HOME="$work" MAX_JOBS=2)

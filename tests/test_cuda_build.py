@@ -29,7 +29,7 @@ KERNELS_OF = {
 def nvcc() -> str:
     try:
         return toolchain_cuda.find_nvcc(toolchain.need_torch().cuda)
-    except toolchain.LeftOut as reason:
+    except toolchain.NotBuilt as reason:
         pytest.skip(str(reason))
 
 

@@ -45,7 +45,7 @@ def needs(name: str) -> None:
         torch = toolchain.need_torch()
         if name == "_cuda.so":
             toolchain_cuda.find_nvcc(torch.cuda)
-    except toolchain.LeftOut as reason:
+    except toolchain.NotBuilt as reason:
         pytest.skip(str(reason))
     assert (ROOT / "pinmem" / name).exists(), f"pinmem/{name} is not built: make build"
 

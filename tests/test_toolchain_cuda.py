@@ -27,14 +27,14 @@ def test_a_missing_nvcc_is_brought_by_one_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(toolchain_cuda, "package_folders", list)
     monkeypatch.setenv("CUDA_HOME", "/nonexistent")
     release = toolchain_cuda.PACKAGED_CUDA
-    with pytest.raises(toolchain.LeftOut, match=r"; pip install -e '\.\[cuda\]' brings it$"):
+    with pytest.raises(toolchain.NotBuilt, match=r"; pip install -e '\.\[cuda\]' brings it$"):
         toolchain_cuda.find_nvcc(release)
     extra = re.search(r'^cuda = \["(.+);', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert toolchain_cuda.missing_nvcc(release) == [extra[1]]
     # Packages of CUDA 12 have no nvcc.
     for other in ("12.8", None):
         assert toolchain_cuda.missing_nvcc(other) == []
-        with pytest.raises(toolchain.LeftOut, match=r"^[^;]+$"):
+        with pytest.raises(toolchain.NotBuilt, match=r"^[^;]+$"):
             toolchain_cuda.find_nvcc(other)
 
 
