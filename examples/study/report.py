@@ -151,16 +151,26 @@ def parts(results: Results) -> Iterator[str]:
         if CELLS[cell].attention != 1:
             changes["attention temperature"] = CELLS[cell].attention
         against = "joint" if cell == "mldg as joint" else base
+        unseen = [mean_of(run, "unseen") for run in runs]
         rows.append(
             [cell, ", ".join(f"{k} {v}" for k, v in changes.items()), against]
-            + [spread([mean_of(run, "unseen") for run in runs])]
+            + [spread(unseen), ", ".join(f"{value:.1f}" for value in unseen)]
             + [interval(differences(runs, results[against], s)) for s in ("unseen", "seen")]
-            + [lost(runs, "unseen"), str(len(runs))]
+            + [lost(runs, "unseen")]
         )
     if rows:
         yield "### One thing changed"
         yield table(
-            ["", "what differs", "against", "unseen", "Δ unseen", "Δ seen", "lost unseen", "seeds"],
+            [
+                "",
+                "what differs",
+                "against",
+                "unseen",
+                "every seed",
+                "Δ unseen",
+                "Δ seen",
+                "lost unseen",
+            ],
             rows,
         )
 
