@@ -15,17 +15,10 @@ import pinmem
 from benchmarks import check
 from benchmarks.inputs import Inputs, Source
 from benchmarks.plan import BACKWARD, FORWARD, SECOND, Plan, Size, short
-from pinmem import backends
+from pinmem import backends, ops
 
 # One file each; then whole procedures.
-OPS = (
-    "memory_read",
-    "memory_read_project",
-    "upsampled_cross_entropy",
-    "class_sums",
-    "memory_update",
-    "upsampled_confusion",
-)
+OPS = tuple(ops.__all__)
 FILES = (*OPS, "memory_module", "training_step", "evaluation")
 
 Results = tuple[Tensor, ...]

@@ -80,7 +80,6 @@ def test_the_measure() -> None:
 
 
 def test_every_op_has_a_file_and_a_row() -> None:
-    assert {*OPS} == {*pinmem.ops.__all__}
     assert {case.op for case in cases(PLAN)} == {*FILES}
     second = {case.op for case in cases(PLAN) if case.what == SECOND}
     assert {"upsampled_cross_entropy", "class_sums"} <= second
@@ -99,10 +98,11 @@ def test_bytes_are_those_of_the_tensors() -> None:
 
 
 def test_backward_passes_at_the_large_size_come_first() -> None:
-    rows = [*cases(Plan.of("cuda", False), OPS)]
-    assert {case.op for case in rows[:6]} == {*OPS} - {"upsampled_confusion"}
-    assert all(case.what == BACKWARD for case in rows[:6])
-    assert {case.size for case in rows[:5]} == {"8x1024x2048, stride 8"}
+    # One op has no backward pass, one has two rows.
+    rows = [*cases(Plan.of("cuda", False), OPS)][: len(OPS)]
+    assert {case.op for case in rows} == {*OPS} - {"upsampled_confusion"}
+    assert all(case.what == BACKWARD for case in rows)
+    assert {case.size for case in rows if " slots" not in case.size} == {"8x1024x2048, stride 8"}
 
 
 @pytest.mark.parametrize("sizes", [(5, 7, 17, 26), (1, 1, 9, 4), (9, 8, 5, 3)])

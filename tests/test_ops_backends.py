@@ -100,7 +100,7 @@ def test_every_op_has_its_files() -> None:
     """One name everywhere, and on a GPU the backend whose kernels are there."""
     names = set(ops.__all__)
     assert backends.ON_GPU.keys() == names
-    triton = {path.parent.name for path in (ROOT / "kernels").glob("*/forward.py")}
+    triton = {path.parent.name for path in (ROOT / "kernels").glob("*/__init__.py")}
     assert triton == on_gpu("triton")
     assert {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")} == on_gpu("cuda")
     glue = {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")}

@@ -8,41 +8,15 @@ import torch
 import pinmem
 from pinmem import ops
 
-from .op_cases import LABELLED, implementations
+from .op_cases import LABELLED, Shape, build, implementations
+
+GOOD = Shape(2, 3, 5, 7, 9, classes=4, channels=4, labels="clean", extras=False, outputs=6)
 
 
 def call(op: str, **changes):
     """An op on good arguments but for the changed ones."""
-    features = torch.randn(2, 4, 3, 5)
-    good = {
-        "memory_read": {"query": features, "memory": torch.randn(3, 4), "gumbel": None},
-        "memory_read_project": {
-            "query": features,
-            "memory": torch.randn(3, 4),
-            "weight": torch.randn(6, 8),
-        },
-        "upsampled_cross_entropy": {
-            "logits": features,
-            "target": torch.zeros(2, 7, 9, dtype=torch.uint8),
-        },
-        "class_sums": {
-            "features": features,
-            "labels": torch.zeros(2, 7, 9, dtype=torch.uint8),
-            "num_classes": 4,
-        },
-        "memory_update": {
-            "memory": torch.randn(3, 4),
-            "sums": torch.randn(3, 4),
-            "mass": torch.ones(3),
-            "weight": torch.randn(3, 4),
-            "bias": torch.zeros(3),
-            "momentum": 0.8,
-        },
-        "upsampled_confusion": {
-            "logits": features,
-            "target": torch.zeros(2, 7, 9, dtype=torch.uint8),
-        },
-    }[op]
+    case = build(op, GOOD).to(torch.float32, "cpu", torch.contiguous_format)
+    good = dict(zip(case.arguments, case.inputs, strict=True)) | case.constants
     return getattr(ops, op)(**(good | changes))
 
 
@@ -54,8 +28,8 @@ BAD = [
     ("memory_read", {"memory": torch.zeros(0, 4)}, r"memory: got shape \[0, 4\]"),
     ("memory_read", {"memory": torch.zeros(3, 4).double()}, r"memory: got torch.float64"),
     ("memory_read", {"memory": torch.zeros(3, 4, device="meta")}, r"memory: got device meta"),
-    ("memory_read", {"gumbel": torch.zeros(2, 4, 3, 5)}, r"gumbel: got shape .*\[2, 3, 3, 5\]"),
-    ("memory_read", {"gumbel": torch.zeros(2, 3, 3, 5, requires_grad=True)}, r"gumbel: .*grad"),
+    ("memory_read", {"gumbel": torch.zeros(2, 3, 3, 5)}, r"gumbel: got shape .*\[2, 4, 3, 5\]"),
+    ("memory_read", {"gumbel": torch.zeros(2, 4, 3, 5, requires_grad=True)}, r"gumbel: .*grad"),
     ("memory_read_project", {"weight": torch.zeros(6, 4)}, r"weight: got shape .*\[6, 8\]"),
     ("memory_read_project", {"weight": torch.zeros(8)}, r"weight: got shape \[8\]"),
     ("upsampled_cross_entropy", {"target": torch.zeros(2, 7, 9)}, r"target: got torch.float32"),
@@ -69,9 +43,9 @@ BAD = [
     ),
     ("class_sums", {"num_classes": 0}, r"num_classes: got 0"),
     ("class_sums", {"labels": torch.zeros(2, 0, 9).byte()}, r"labels: got an empty map"),
-    ("memory_update", {"sums": torch.zeros(4, 3)}, r"sums: got shape \[4, 3\].*\[3, 4\]"),
-    ("memory_update", {"mass": torch.zeros(3).double()}, r"mass: got torch.float64"),
-    ("memory_update", {"bias": torch.zeros(3, device="meta")}, r"bias: got device meta"),
+    ("memory_update", {"sums": torch.zeros(3, 4)}, r"sums: got shape \[3, 4\].*\[4, 4\]"),
+    ("memory_update", {"mass": torch.zeros(4).double()}, r"mass: got torch.float64"),
+    ("memory_update", {"bias": torch.zeros(4, device="meta")}, r"bias: got device meta"),
     ("memory_update", {"momentum": 1.5}, r"momentum: got 1.5"),
     ("upsampled_confusion", {"logits": torch.zeros(2, 4, 3)}, r"logits: got shape"),
 ]
