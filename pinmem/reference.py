@@ -102,7 +102,7 @@ def memory_update(
     means = sums / torch.where(present, mass[:, None], torch.ones_like(mass[:, None]))
     moved = torch.where(present, momentum * memory + (1 - momentum) * means, memory)
     new_memory = F.normalize(moved, dim=1)
-    similarity = (new_memory @ new_memory.T).clamp_min(0)
+    similarity = (new_memory @ new_memory.T).relu()
     off_diagonal = similarity.sum() - similarity.diagonal().sum()
     divergence = off_diagonal / max(num_classes * (num_classes - 1), 1)
     classes = torch.arange(num_classes, device=memory.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.data_files import write
+from tests.data_files import put, write
 from tests.data_trees import scene
 
 NAMES = ("flat", "built", "thing", "green", "sky")
@@ -54,3 +54,29 @@ def colors_of(classes: np.ndarray) -> np.ndarray:
 def indexed(classes: np.ndarray) -> Image.Image:
     """A palette image of the classes' colours."""
     return Image.fromarray(colors_of(classes)).convert("P", palette=Image.Palette.ADAPTIVE)
+
+
+# Ways to write labels: how a file is written, and what reads it.
+WRITERS = {
+    "trainIds": (lambda path, n: write(path, five(n)), "encoding: trainIds\n"),
+    "trainIds, tiff": (lambda path, n: write(path, five(n)), "encoding: trainIds\n"),
+    "colours": (
+        lambda path, n: write(path, colors_of(five(n))),
+        "encoding: colors\nignore: [[255, 255, 255]]\n",
+    ),
+    "other colours": (
+        lambda path, n: write(path, 255 - colors_of(five(n))),
+        "encoding:\n  colors:\n"
+        + "".join(f"    {k}: {[255 - c for c in v]}\n" for k, v in zip(NAMES, COLORS, strict=True))
+        + "    ignore: [[0, 0, 0]]\n",
+    ),
+    "palette": (
+        lambda path, n: (put(path, b"") and indexed(five(n)).save(path)) or path,
+        "encoding: colors\nignore: [[255, 255, 255]]\n",
+    ),
+    "16 bits": (
+        lambda path, n: write(path, raw(n).astype(np.uint16) * 1000),
+        "encoding: {10000: flat, 20000: built, 30000: thing, 40000: green, 50000: sky}\n"
+        "ignore: 0\n",
+    ),
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from examples.streets.png16 import encode_png16
 from pinmem.data import DataError, build_dataset, colorize, known_datasets
 from pinmem.data.cityscapes_classes import LABELS, PALETTE
-from pinmem.data.decode import Raw, image_size, read_image, read_label
+from pinmem.data.decode import Polygons, Raw, image_size, read_image, read_label
 from tests.data_files import (
     filtered_png16,
     grey_png,
@@ -254,3 +256,16 @@ def test_pictures_of_other_kinds(tmp_path, name):
         shown.save(path)
     difference = read_image(path).permute(1, 2, 0).numpy().astype(int) - np.asarray(shown)
     assert np.abs(difference).mean() < 4
+
+
+def test_deleted_and_flat_polygons_are_not_drawn(tmp_path):
+    square = [[0, 0], [3, 0], [3, 3]]
+    objects = [
+        {"label": "road", "polygon": square},
+        {"label": "sky", "polygon": square, "deleted": 1},
+        {"label": "car", "polygon": square[:2]},
+    ]
+    path = tmp_path / "polygons.json"
+    path.write_text(json.dumps({"imgHeight": 4, "imgWidth": 5, "objects": objects}))
+    points = [(float(x), float(y)) for x, y in square]
+    assert read_label(path) == Polygons(4, 5, [("road", points)])

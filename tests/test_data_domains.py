@@ -112,6 +112,22 @@ def test_indices_reach_all_of_every_domain():
     assert set(drawn[:, 1]) == set(range(40))
 
 
+def test_the_files_of_a_draw_are_those_that_it_reads(tmp_path, monkeypatch):
+    dataset = build_dataset("gtav", gtav_tree(tmp_path, 5), "train", train_transform(8))
+    domains = DomainDataset([dataset, dataset, dataset], 6)
+    read = []
+    original = SegmentationDataset.read_pair
+    monkeypatch.setattr(
+        SegmentationDataset,
+        "read_pair",
+        lambda self, index: read.append(self.paths(index)[0]) or original(self, index),
+    )
+    for draw in range(6):
+        domains[draw]
+    assert read == [path for draw in range(6) for path in domains.files(draw)]
+    assert len(set(read)) > 1
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="datasets: expected at least one, got none"):
         DomainDataset([], 5)

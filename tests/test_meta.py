@@ -56,7 +56,8 @@ def test_split_has_both_sides(count: int) -> None:
     splits = [split_domains(count, torch.Generator().manual_seed(s)) for s in range(50)]
     for train, test in splits:
         assert train and test and sorted(train + test) == list(range(count))
-    assert len({tuple(train) for train, _ in splits}) > 1
+    assert {len(train) for train, _ in splits} == set(range(1, count))
+    assert {domain for train, _ in splits for domain in train} == set(range(count))
     with pytest.raises(ValueError, match="domains: got 1"):
         split_domains(1, torch.Generator())
 

@@ -9,7 +9,7 @@ import pinmem
 from pinmem import backends, ops
 
 from .build_tools import ROOT
-from .op_cases import SMOOTH, implementations
+from .op_cases import SMALL, SMOOTH, assert_bitwise, build, implementations
 
 
 def test_backends_are_chosen_and_refused() -> None:
@@ -90,6 +90,21 @@ def test_auto_takes_the_library_on_a_cpu() -> None:
     for op in ops.__all__:
         assert backends.candidates(op, "cpu", torch.float32)[0] == "cpu"
         assert backends.candidates(op, "cpu", torch.float16) == ("reference",)
+
+
+@pytest.mark.parametrize("op", SMOOTH)
+def test_plain_pytorch_keeps_its_types_under_autocast(op: str) -> None:
+    """Outputs, and the gradients that are taken outside of it, as a step does."""
+    case = build(op, SMALL[0]).to(torch.float32, "cpu", torch.contiguous_format)
+    found = []
+    for enabled in (False, True):
+        leaves = case.leaves()
+        with pinmem.backend("reference"), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = dict(zip(case.outputs(), case(*leaves), strict=False))
+        total = sum(output.square().sum() for output in outputs.values())
+        grads = torch.autograd.grad(total, leaves)
+        found.append(outputs | dict(zip(case.arguments, grads, strict=True)))
+    assert_bitwise(found[1], found[0])
 
 
 def on_gpu(backend: str) -> set[str]:

@@ -7,6 +7,7 @@ import torch
 
 import pinmem
 from pinmem import ops
+from pinmem.ops import _check
 
 from .op_cases import LABELLED, Shape, build, implementations
 
@@ -89,6 +90,17 @@ def test_a_label_out_of_range_is_named(op, backend, device, dtype) -> None:
             with pytest.raises(ValueError, match=f"{argument}: got label -100"):
                 call(op, **{argument: labels})
             call(op, **{argument: labels}, ignore_index=-100)
+
+
+@pytest.mark.parametrize("label", [-1, 4, 300])
+def test_without_the_library_a_label_out_of_range_is_named(label: int, monkeypatch) -> None:
+    monkeypatch.setattr(_check, "unavailable", lambda name: "not built")
+    labels = torch.zeros(2, 7, 9, dtype=torch.int64)
+    labels[1, 6, 8] = label
+    with pinmem.backend("reference"):
+        with pytest.raises(ValueError, match=f"labels: got label {label}, expected 0 to 3"):
+            call("class_sums", labels=labels)
+        call("class_sums", labels=labels, ignore_index=label)
 
 
 ON_A_GPU = [case for case in implementations(LABELLED) if case.values[2] == "cuda"]

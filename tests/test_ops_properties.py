@@ -15,7 +15,10 @@ from pinmem import backends, ops
 from .op_cases import (
     BASE,
     FORMATS,
+    LABELLED,
+    Case,
     Shape,
+    assert_bitwise,
     assert_near,
     build,
     everything,
@@ -116,3 +119,51 @@ def test_a_zero_feature_reads_the_mean_of_the_memory(op: str, backend: str, devi
     assert scores.abs().max() == 0
     torch.testing.assert_close(readout[0, 4:, 0, 0], memory.mean(0))
     assert grad.isfinite().all()
+
+
+LITTLE = replace(
+    BASE, batch=1, height=2, width=3, full_height=5, full_width=4, classes=3, channels=6,
+    labels="clean",
+)  # fmt: skip
+
+
+def assert_as_reference(case: Case, backend: str) -> None:
+    """All outputs and gradients, to 1e-4: those of plain PyTorch in float64."""
+    with pinmem.backend("reference"):
+        expected = everything(case.to(torch.float64, "cpu", torch.contiguous_format))
+    with pinmem.backend(backend):
+        got = everything(case)
+    for name, value in expected.items():
+        assert_near(name, got[name], value, 1e-4 * float(value.detach().abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("norm", [1e-10, 1e-13])
+@pytest.mark.parametrize("op, backend, device", implementations([*READS, "class_sums"]))
+def test_a_short_feature(op: str, backend: str, device: str, norm: float) -> None:
+    """Divided by its norm, and where that is below 1e-12 by 1e-12, which is linear."""
+    case = build(op, LITTLE)
+    case.inputs[0] = norm * torch.nn.functional.normalize(case.inputs[0], dim=1)
+    assert_as_reference(case.to(torch.float32, device, torch.contiguous_format), backend)
+
+
+@pytest.mark.parametrize("op, backend, device", implementations(["memory_update"]))
+def test_slots_at_right_angles(op: str, backend: str, device: str) -> None:
+    """A similarity of zero pulls at nothing."""
+    case = build(op, LITTLE)
+    slots = torch.eye(3, 6, dtype=torch.float64)
+    case.inputs[:3] = slots, torch.zeros_like(slots), torch.zeros(3, dtype=torch.float64)
+    assert_as_reference(case.to(torch.float32, device, torch.contiguous_format), backend)
+
+
+@pytest.mark.parametrize("op, backend, device", implementations(LABELLED, reference=True))
+def test_an_ignored_class_counts_for_nothing(op: str, backend: str, device: str) -> None:
+    """A class that is ignored is ignored as 255 is."""
+    case = build(op, LITTLE).to(torch.float32, device, torch.contiguous_format)
+    name = LABELLED[op]
+    labels = case.constants[name]
+    assert (labels == 1).any()
+    marked = case.constants | {name: labels.masked_fill(labels == 1, 255)}
+    with pinmem.backend(backend):
+        expected = everything(Case(op, case.inputs, marked))
+        got = everything(Case(op, case.inputs, case.constants | {"ignore_index": 1}))
+    assert_bitwise(got, expected)

@@ -202,20 +202,22 @@ class _Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("op", ["memory_read", "memory_read_project"])
-@pytest.mark.parametrize("dim", [0, 2])
-def test_maps_alone_are_folded_into_the_batch(op: str, dim: int) -> None:
+@pytest.mark.parametrize(("dim", "asked"), [(0, (0,)), (2, (0,)), (0, (0, 1)), (0, (-1,))])
+def test_maps_alone_are_folded_into_the_batch(op: str, dim: int, asked: tuple[int, ...]) -> None:
+    """Where no gradient is asked that pixels share: that is each element's own."""
     case = build(op, SHAPE).to(finest("cpu"), "cpu", torch.contiguous_format)
     function, (query, *others) = scalar_of(case), case.inputs
     queries = torch.stack([query, 2 * query, query - 1], dim)
 
-    def gradient(query: Tensor) -> Tensor:
-        return grad(function)(query, *others)
+    def gradient(query: Tensor) -> tuple[Tensor, ...]:
+        return grad(function, asked)(query, *others)
 
     with pinmem.backend("cpu"):
-        expected = torch.stack([gradient(q) for q in queries.unbind(dim)])
+        each = [gradient(q) for q in queries.unbind(dim)]
         with _Calls() as calls:
             got = vmap(gradient, in_dims=dim)(queries)
-    assert calls.names == [op, f"{op}_backward"]
+    assert calls.names == [op, *[f"{op}_backward"] * (1 if asked == (0,) else 3)]
+    expected = tuple(map(torch.stack, zip(*each, strict=True)))
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -17,7 +17,9 @@ import yaml
 
 from pinmem import checkpoint
 from pinmem.config import TrainConfig
+from pinmem.data import eval_transform
 from pinmem.evaluate import load_trained, score
+from pinmem.step import loss_weights_of
 from pinmem.train import Trainer
 
 from .kill_check import differences
@@ -159,6 +161,34 @@ def test_schedules() -> None:
     assert rates["exp"] == pytest.approx(0.01 * math.exp(-9 * 60 / 120_000))
     assert rates["poly"] == pytest.approx(0.01 * 0.4**0.9)
     assert rates["constant"] == 0.01
+
+
+def test_every_option_weighs_its_loss() -> None:
+    names = ("aux", "reading", "divergence", "classification", "whitening")
+    options = {f"{name}_weight": 0.1 * i for i, name in enumerate(names, start=1)}
+    weights = loss_weights_of(TrainConfig(sources=["a=b"], **options))
+    assert {f"{name}_weight": getattr(weights, name) for name in names} == options
+
+
+def test_iterations_have_splits_of_their_own(tmp_path: Path) -> None:
+    batches = Trainer(TrainConfig(**tiny_run(tmp_path))).batches
+    splits = [batches.split(iteration) for iteration in range(20)]
+    assert splits == [batches.split(iteration) for iteration in range(20)]
+    assert sorted({train[0] for train, _ in splits}) == [0, 1]
+
+
+def test_hard_domains_are_always_jittered(tmp_path: Path) -> None:
+    """An image of one colour keeps it where there is no jitter: half the images of the others."""
+    batches = Trainer(TrainConfig(**tiny_run(tmp_path, batch_size=16))).batches
+    grey = torch.full((16, 2, 3, 8, 8), 100, dtype=torch.uint8)
+    same = [
+        (batches.augment(grey, [hard], 0) - eval_transform()(grey, None)[0]).abs().amax((2, 3, 4))
+        < 1e-3
+        for hard in (0, 1)
+    ]
+    for hard, found in enumerate(same):
+        assert not found[:, hard].any()
+        assert 2 < found[:, 1 - hard].sum() < 14
 
 
 def test_score_counts_only_classes_that_occur() -> None:

@@ -115,7 +115,7 @@ void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotange
   for (int64_t k = 0; k < slots; ++k) {
     softmax_row(state.logits(k), slots, state.wide);
     for (int64_t j = 0; j < slots; ++j) {
-      state.left_row(k, 1)[j] = state.similarities(k)[j] >= A{0} ? pull : A{0};
+      state.left_row(k, 1)[j] = state.similarities(k)[j] > A{0} ? pull : A{0};
       state.left_row(k, 2)[j] = push * (state.logits(k)[j] - (j == k ? A{1} : A{0}));
     }
   }
@@ -191,7 +191,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
     overlap += sum_growing(state.similarities(k), products_dot + k * 2 * wide, wide);
     for (int64_t j = 0; j < slots; ++j) {
       state.left_row(k, 0)[j] = push * p[j] * (z[j] - mean);  // L'
-      state.left_row(k, 1)[j] = state.similarities(k)[j] >= A{0} ? pull : A{0};
+      state.left_row(k, 1)[j] = state.similarities(k)[j] > A{0} ? pull : A{0};
       state.left_row(k, 2)[j] = push * (p[j] - (j == k ? A{1} : A{0}));
     }
   }

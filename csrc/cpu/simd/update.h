@@ -163,13 +163,13 @@ struct Update {
   }
 };
 
-/// The sum of the values [wide] at the similarities that max(0, G_ij) grows with (as in PyTorch, at
-/// 0 too).
+/// The sum of the values [wide] at the similarities that max(0, G_ij) grows with (at 0 it does not,
+/// as in relu).
 template <class A>
 inline A sum_growing(const A* similarities, const A* values, int64_t wide) {
   Vec<A> sum{};
   for (int64_t i = 0; i < wide; i += kLanes<A>) {
-    sum += load<A>(similarities + i) >= A{0} ? load<A>(values + i) : Vec<A>{};
+    sum += load<A>(similarities + i) > A{0} ? load<A>(values + i) : Vec<A>{};
   }
   return reduce_add<A>(sum);
 }
