@@ -19,6 +19,7 @@ from pinmem import checkpoint
 from pinmem.config import TrainConfig
 from pinmem.data import eval_transform
 from pinmem.evaluate import load_trained, score
+from pinmem.run_state import state_of
 from pinmem.step import loss_weights_of
 from pinmem.train import Trainer
 
@@ -94,9 +95,13 @@ def test_killed_and_resumed_in_second_order(tmp_path: Path) -> None:
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     options = tiny_run(tmp_path / "run", iterations=1)
     scores = Trainer(TrainConfig(**options)).fit()
-    shutil.copytree(tmp_path / "run", tmp_path / "before")
-    assert Trainer(TrainConfig(**options, resume=True)).fit() == scores
-    assert differences(tmp_path / "before", tmp_path / "run") == []
+    for name in ("before", "restored"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    again = Trainer(TrainConfig(**options, resume=True))
+    checkpoint.save(tmp_path / "restored" / "last.pt", state_of(again))
+    assert again.fit() == scores and again.best > 0
+    for name in ("before", "restored"):
+        assert differences(tmp_path / name, tmp_path / "run") == []
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
