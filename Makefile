@@ -16,18 +16,21 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 venv: $(VENV)/.installed
 
+# torch first: then building takes its headers from here, and no second copy is fetched for that.
+# And one ninja for all builds: one of another version may compile everything again.
+FIRST = 'torch>=2.10' torchvision ninja
+
 # What a run needs, unless everything is there: no tools, and CUDA kernels only for a GPU.
 FOR_A_RUN = PINMEM_REQUIRE_CUDA=$(if $(shell nvidia-smi -L 2>/dev/null),,0) MAX_JOBS=$(JOBS)
 $(VENV)/.runs: pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	test -e $(VENV)/.installed || { $(PY) -m pip install -q 'torch>=2.10' torchvision && \
+	test -e $(VENV)/.installed || { $(PY) -m pip install -q $(FIRST) && \
 		$(FOR_A_RUN) $(PY) -m pip install -q -e '.[study]'; }
 	@touch $@
 
-# torch first: then building takes its headers from here, and no second copy is fetched for that.
 $(VENV)/.installed: pyproject.toml setup.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q 'torch>=2.10' torchvision
+	$(PY) -m pip install -q $(FIRST)
 	MAX_JOBS=$(JOBS) $(PY) -m pip install -q -e '.[test,dev]'
 	@touch $@
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pinmem
+from examples.study.run import WideConvolutions
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses
 from pinmem.meta import joint_step, mldg_step
@@ -146,7 +147,8 @@ def test_float16_is_close_to_float32(mode: str) -> None:
             if isinstance(module, nn.Dropout2d):
                 module.p = 0.0
         before = model.classifier.weight.detach().clone()
-        losses.append([loss.total for loss in step(model, mode, sgd(model), **how)])
+        with WideConvolutions():
+            losses.append([loss.total for loss in step(model, mode, sgd(model), **how)])
         assert model.memory.memory.dtype == torch.float32
         assert not torch.equal(model.classifier.weight, before)
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
@@ -159,12 +161,14 @@ def test_an_overflow_skips_the_whole_iteration(where: int, order: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     scale = LossScale(4.0, interval=1)
     how: dict[str, Any] = {"amp_dtype": torch.float16, "scale": scale, "order": order}
-    step(model, "memory-mldg", optimizer, **how)
+    with WideConvolutions():
+        step(model, "memory-mldg", optimizer, **how)
     assert (scale.value, scale.skipped) == (8, 0)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     batches = [batch(0, dtype=torch.float32), batch(1, dtype=torch.float32)]
     batches[where] = Batch(batches[where].images * 1e30, batches[where].labels)
-    mldg_step(model, optimizer, *batches, inner_lr=0.05, **how)
+    with WideConvolutions():
+        mldg_step(model, optimizer, *batches, inner_lr=0.05, **how)
     assert (scale.value, scale.skipped) == (4, 1)
     after = (model.state_dict(), optimizer.state_dict())
     torch.testing.assert_close(after, before, rtol=0, atol=0)
