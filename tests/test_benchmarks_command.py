@@ -146,7 +146,7 @@ def test_pytest_benchmark_runs_a_file() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--ops", "memory_reed"], "--ops: got memory_reed, expected some of memory_read"),
+        (["--ops", "memory_reed"], "--ops: got memory_reed, expected some of class_sums"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
