@@ -156,9 +156,8 @@ def test_bad_arguments(arguments: list[str], message: str, capsys) -> None:
     assert message in capsys.readouterr().err
 
 
-def test_cuda_is_refused_without_a_gpu(capsys) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_cuda_is_refused_without_a_gpu(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         program.parse(["--device", "cuda"])
     assert "there is no CUDA device" in capsys.readouterr().err
