@@ -39,7 +39,7 @@ class Case(Protocol):
     images: int | None
     ours: tuple[str, ...]
     baselines: tuple[str, ...]
-    left_out: dict[str, str]
+    skipped: dict[str, str]
     # Whether what a call keeps (networks, the optimiser) counts as its memory.
     keeps_state: bool
 
@@ -85,7 +85,7 @@ class OpCase:
         self.dtype, self.what, self.variant, self.size = dtype, what, variant, str(size)
         self.moved = file.moved(size, dtype.itemsize, what, variant)
         self.operations = file.operations(size, what, variant)
-        self.ours, self.left_out = _serving(self.op, plan.device, dtype)
+        self.ours, self.skipped = _kernels_of(self.op, plan.device, dtype)
         # torch.compile cannot be differentiated twice from outside.
         compiled = () if what == SECOND else ("compiled",)
         self.baselines = ("eager", *compiled, *getattr(file, "MORE", {}))
@@ -189,7 +189,7 @@ class OpCase:
         return {FORWARD: forward, BACKWARD: backward, SECOND: second}[self.what]
 
 
-def _serving(op: str, device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], dict[str, str]]:
+def _kernels_of(op: str, device: str, dtype: torch.dtype) -> tuple[tuple[str, ...], dict[str, str]]:
     """The kernel backends that run an op, the one that ``auto`` takes first; why others do not.
 
     A procedure of several ops has ``auto`` alone.
@@ -212,15 +212,15 @@ def _smooth(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def importable(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The files that can be used here, and why the others cannot: a step needs torchvision."""
-    able, left_out = [], {}
+    able, skipped = [], {}
     for name in names:
         try:
             importlib.import_module(f"benchmarks.{name}")
         except ImportError as error:
-            left_out[name] = str(error)
+            skipped[name] = str(error)
             continue
         able.append(name)
-    return able, left_out
+    return able, skipped
 
 
 def cases(plan: Plan, names: Sequence[str] = FILES) -> Iterator[Case]:

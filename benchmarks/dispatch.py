@@ -50,7 +50,7 @@ class Tiny(NamedTuple):
 def measure(plan: Plan) -> tuple[dict[str, Found], dict[str, str]]:
     """Microseconds of every op on every backend that can be asked here; what cannot, and why."""
     table: dict[str, Found] = {op: {} for op in ops.__all__}
-    left_out = {}
+    skipped = {}
     asked = [(plan.device, plan.device), ("triton", "cpu")]
     if plan.device == "cpu":
         asked.append(("cuda", "cpu"))
@@ -65,8 +65,8 @@ def measure(plan: Plan) -> tuple[dict[str, Found], dict[str, str]]:
                 own = _both_passes(plan, device, _of_pytorch(op, tiny))
                 found[backend] = {"PyTorch": own, "ours": ours}
             except Exception as error:
-                left_out[f"calling {op}, {backend}"] = f"{type(error).__name__}: {error}"
-    return table, left_out
+                skipped[f"calling {op}, {backend}"] = f"{type(error).__name__}: {error}"
+    return table, skipped
 
 
 def _asked(backend: str, device: str, op: str) -> bool:

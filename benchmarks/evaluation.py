@@ -51,7 +51,7 @@ class EvaluationCase:
         self.image_size = SMALL if plan.smoke else IMAGE
         self.variant = "deeplabv3plus_r18" if plan.smoke else "deeplabv3plus_r50"
         self.size, self.images = f"1x{self.image_size.height}x{self.image_size.width}", 1
-        self.left_out: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         self._folded: contextlib.ExitStack | None = None
         self._networks: dict[str, Segmenter] = {}
 

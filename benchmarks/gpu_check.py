@@ -79,7 +79,7 @@ class Check:
     def _run(self, step: Step) -> Outcome:
         left = self._left()
         if step.missing or left < 5:
-            return Outcome(step.name, "left out", 0, step.missing or "no time was left")
+            return Outcome(step.name, "skipped", 0, step.missing or "no time was left")
         return self.execute(step, step.commands, min(step.seconds, left))
 
     def _left(self) -> float:
@@ -89,7 +89,7 @@ class Check:
         for part, command in step.commands.items():
             self._log(f"{step.name}, {part}, on a GPU", command)
         if step.name == "build" and step.missing:
-            return Outcome(step.name, "left out", 0, step.missing)
+            return Outcome(step.name, "skipped", 0, step.missing)
         return self.execute(step, step.rehearsal, 600)
 
     def execute(self, step: Step, commands: dict[str, list[str]], seconds: float) -> Outcome:
@@ -127,7 +127,7 @@ class Check:
         if step.name == "build" and verdict == "ok":
             note = _not_built()
         if any("ERR_NVGPUCTRPERM" in line for line in printed.get("ncu", [])):
-            verdict, note = "left out", "only root may read the GPU's performance counters here"
+            verdict, note = "skipped", "only root may read the GPU's performance counters here"
         slowest = kernel_profile.slowest(printed.get("ncu", []))
         return Outcome(step.name, verdict, time.monotonic() - begun, note, slowest)
 

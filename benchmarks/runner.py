@@ -31,26 +31,26 @@ def run(
     Args:
         plan: device, sizes, repetitions.
         names: of the files, see :data:`benchmarks.case.FILES`.
-        budget: seconds after which no further row begins; the rest is listed as left out.
+        budget: seconds after which no further row begins; the rest is listed as skipped.
         save: called with the results so far after each row.
 
     Returns:
-        What the JSON file holds: environment, ceilings, rows, and what was left out and why.
+        What the JSON file holds: environment, ceilings, rows, and what was skipped and why.
     """
     begun = time.monotonic()
     torch.set_num_threads(plan.threads)
     results: dict[str, Any] = {"environment": ceilings.environment(plan)}
     _say(f"{results['environment']['device_name']}: ceilings")
     results["ceilings"] = ceilings.measure(plan)
-    results["dispatch"], results["left_out"] = dispatch.measure(plan)
+    results["dispatch"], results["skipped"] = dispatch.measure(plan)
     names, missing = importable(names)
-    results["left_out"] |= missing
+    results["skipped"] |= missing
     results["rows"] = []
     weigh = _Scales(plan, names)
     try:
         for index, case in enumerate(cases(plan, names)):
             if budget is not None and time.monotonic() - begun > budget:
-                results["left_out"][title(case)] = f"the {budget:.0f} s were over"
+                results["skipped"][title(case)] = f"the {budget:.0f} s were over"
                 continue
             _say(title(case))
             results["rows"].append(measure(plan, case, index, weigh))
@@ -142,7 +142,7 @@ def measure(plan: Plan, case: Case, index: int, weigh: _Scales) -> dict[str, Any
         "images": case.images,
         "tf32": in_tf32(case.op, case.dtype, plan.device),
         "ours": list(case.ours),
-        "left_out": case.left_out,
+        "skipped": case.skipped,
         "results": found,
     }
 

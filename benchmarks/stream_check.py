@@ -102,14 +102,14 @@ def main() -> int:
     device = parser.parse_args().device
     plan = Plan(device, smoke=True, sizes=(SMOKE_SIZE,), dtypes=(torch.float32,), repetitions=1)
     wrong = checked = 0
-    names, left_out = importable((*OPS, "training_step"))
-    for name, reason in left_out.items():
-        print(f"left out {name}: {reason}")
+    names, skipped = importable((*OPS, "training_step"))
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
     for case in cases(plan, names):
         step = case.op not in OPS
         plain = [op for op in OPS if candidates(op, device, torch.float32)[0] == "reference"]
         if step and plain and device == "cpu":
-            print(f"left out {title(case)}: plain PyTorch, which may look, runs {', '.join(plain)}")
+            print(f"skipped {title(case)}: plain PyTorch, which may look, runs {', '.join(plain)}")
             continue
         for name in case.ours:
             fault = check(case, name, device, graph=not step)

@@ -63,7 +63,7 @@ def _lines(row: Row, ceilings: dict[str, float]) -> Iterator[tuple[str, ...]]:
     for backend in ours:
         mine = found.get(backend, {})
         if backend is None:
-            shown = "; ".join(f"no {other}: {why}" for other, why in row["left_out"].items())
+            shown = "; ".join(f"no {other}: {why}" for other, why in row["skipped"].items())
             least = ""
         elif "refused" in mine:
             shown, least = f"REFUSED {backend}: {mine['refused']}", ""
@@ -149,7 +149,7 @@ def text(results: dict[str, Any]) -> str:
     parts = [heading(results)]
     for title, cells in tables(results):
         parts += ["", title, *_aligned(cells)]
-    parts += [f"left out: {what}: {why}" for what, why in results["left_out"].items()]
+    parts += [f"skipped: {what}: {why}" for what, why in results["skipped"].items()]
     return "\n".join(parts)
 
 
@@ -160,7 +160,7 @@ def markdown(results: dict[str, Any]) -> str:
         header, *rows = [" | ".join(line) for line in cells]
         rule = "|".join(["---"] * len(cells[0]))
         parts += ["", f"**{title}**", "", f"| {header} |", f"|{rule}|", *(f"| {r} |" for r in rows)]
-    parts += ["", *(f"- left out: {what}: {why}" for what, why in results["left_out"].items())]
+    parts += ["", *(f"- skipped: {what}: {why}" for what, why in results["skipped"].items())]
     return "\n".join(parts).rstrip()
 
 

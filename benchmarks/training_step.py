@@ -71,7 +71,7 @@ class StepCase:
         self.variant, self.what = self.model, "one iteration"
         batch, height, width = self.domain[:3]
         self.size, self.images = f"2 domains of {batch}x{height}x{width}", 2 * batch
-        self.left_out: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         self._done: dict[str, Results] = {}
 
     @property

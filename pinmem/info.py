@@ -51,7 +51,7 @@ def devices() -> list[str]:
     return found
 
 
-def serving() -> list[str]:
+def choices() -> list[str]:
     """For every op, what ``auto`` takes on each device, and why not the others."""
     lines = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -69,8 +69,8 @@ def serving() -> list[str]:
             which = "" if len(without) == len(ops.__all__) else f" ({', '.join(without)})"
             lines.append(f"  {reason}{which}")
         for dtype in (torch.float64, torch.bfloat16, torch.float16):
-            served = {op: backends.candidates(op, device, dtype)[0] for op in ops.__all__}
-            names = ", ".join(sorted(set(served.values())))
+            first = {op: backends.candidates(op, device, dtype)[0] for op in ops.__all__}
+            names = ", ".join(sorted(set(first.values())))
             lines.append(f"  {str(dtype).removeprefix('torch.')} tensors: {names}")
     return lines
 
@@ -88,7 +88,7 @@ def main() -> None:
         print(f"{name:<16}{found}")
     print("\n".join(devices()))
     print(f"backend: {backends.get_backend()}")
-    lines = serving()
+    lines = choices()
     # A library that no device here asks for is not among the reasons.
     lines += [line for line in not_built() if not any(line in reason for reason in lines)]
     print("\n".join(lines))

@@ -266,8 +266,8 @@ def main() -> None:
     print(f"{done} of {len(program.sources)} segmented into {config.out}")
     if kept:
         print(f"kept: {kept} whose results exist; --overwrite replaces them")
-    if left_out := program.found.left_out:
-        print(f"left out: {left_out} entries that are hidden, folders or no pictures")
+    if skipped := program.found.skipped:
+        print(f"skipped: {skipped} entries that are hidden, folders or no pictures")
     if program.failures:
         count = f"{len(program.failures)} of {len(program.sources)}"
         print(f"error: {count} pictures failed:", file=sys.stderr)

@@ -95,7 +95,7 @@ class Trainer:
         if config.cuda_graph:
             self.graphed = GraphedStep(config, self.model, self.optimizer)
         self.iteration = 0
-        self.skipped: list[int] = []  # iterations whose batch is left out, counted from 0
+        self.skipped: list[int] = []  # iterations whose batch is skipped, counted from 0
         self.best = -1.0
         # mIoU of every validation set before the first iteration, and last.
         self.start_scores: dict[str, float] = {}

@@ -133,7 +133,7 @@ def test_floors_images_and_dispatch_are_in_the_table() -> None:
     timing = {"median": 0.5, "low": 0.4, "high": 0.6, "peak": 10**6}
     row = {
         "op": "class_sums", "variant": "", "pass": BACKWARD, "size": "one", "dtype": "float32",
-        "moved": 10**9, "operations": 10**9, "images": None, "ours": ["cpu"], "left_out": {},
+        "moved": 10**9, "operations": 10**9, "images": None, "ours": ["cpu"], "skipped": {},
         "results": {"cpu": timing, "eager": timing, "scatter_add": timing},
     }  # fmt: skip
     step = row | {"op": "step", "moved": None, "operations": None, "images": 4, "size": "two"}

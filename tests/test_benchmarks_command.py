@@ -49,7 +49,7 @@ def test_gpu_check_rehearses_every_step(tmp_path: Path) -> None:
     text = rehearsed("benchmarks.gpu_check", "--out", out, **bare)
     steps = json.loads((out / "gpu-check.json").read_text())["steps"]
     assert tuple(step["name"] for step in steps) == gpu_steps.NAMES
-    assert {step["verdict"] for step in steps} <= {"ok", "left out"}
+    assert {step["verdict"] for step in steps} <= {"ok", "skipped"}
     log = (out / "gpu-check.log").read_text()
     assert "--tool racecheck" in log and "test_same_bits_every_time" in log
     assert "ncu --clock-control none" in log and "class_sums: " in log
@@ -62,7 +62,7 @@ def test_gpu_check_rehearses_every_step(tmp_path: Path) -> None:
 
     results = report.load(out / "benchmarks.json")
     missing = {"training_step", "evaluation"}
-    assert results["left_out"] == dict.fromkeys(missing, "No module named 'torchvision'")
+    assert results["skipped"] == dict.fromkeys(missing, "No module named 'torchvision'")
     assert {row["op"] for row in results["rows"]} == {*FILES} - missing
     assert results["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert results["ceilings"]["copy"] > 0

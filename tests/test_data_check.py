@@ -113,16 +113,16 @@ def test_labels_that_are_dummies(tmp_path, capsys):
     assert "no labelled pixel in 3 labels" in capsys.readouterr().out
 
 
-def test_what_is_left_out_is_counted_with_the_reason(tmp_path, capsys):
+def test_what_is_skipped_is_counted_with_the_reason(tmp_path, capsys):
     gtav_tree(tmp_path)
     (tmp_path / "images/train/a/._00001.png").write_bytes(b"x")
     write(tmp_path / "images/train/a/00007.bmp", picture())
     (tmp_path / "labels/train/a/readme.txt").write_text("hello")
     assert run(tmp_path, "--split", "train") == 0
     out = capsys.readouterr().out
-    assert f"left out, hidden: 1, such as {tmp_path / 'images/train/a/._00001.png'}" in out
-    assert "left out, image folder: not images/train/**/*.{png,jpg,jpeg}: 1, such as" in out
-    assert "left out, label folder: not labels/train/**/*.png: 1, such as" in out
+    assert f"skipped, hidden: 1, such as {tmp_path / 'images/train/a/._00001.png'}" in out
+    assert "skipped, image folder: not images/train/**/*.{png,jpg,jpeg}: 1, such as" in out
+    assert "skipped, label folder: not labels/train/**/*.png: 1, such as" in out
 
 
 def test_the_report_survives_every_file(tmp_path, capsys):
@@ -177,4 +177,4 @@ def test_pairs_in_another_arrangement_are_said(tmp_path, capsys):
     assert run(tmp_path, "--split", "val") == 0
     out = capsys.readouterr().out
     assert "val: 2 pairs" in out
-    assert "left out, another arrangement, images/val/**/*.{png,jpg,jpeg}: 1, such as" in out
+    assert "skipped, another arrangement, images/val/**/*.{png,jpg,jpeg}: 1, such as" in out

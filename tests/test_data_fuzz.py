@@ -158,7 +158,7 @@ CHANGES = (
 @fuzz(60)
 @given(st.data())
 def test_changed_trees(data):
-    """Every file is used, missing its partner, or left out with a reason; the check survives."""
+    """Every file is used, missing its partner, or skipped with a reason; the check survives."""
     name = data.draw(st.sampled_from(sorted(VARIANTS)))
     variant = VARIANTS[name]
     root = Path(tempfile.mkdtemp(dir=folder()))
@@ -180,7 +180,7 @@ def test_changed_trees(data):
     if found is not None:
         told = {path for pair in found.pairs for path in pair}
         told |= {image for image, _ in found.without_label} | set(found.without_image)
-        told |= {path for paths in found.left_out.values() for path in paths}
+        told |= {path for paths in found.skipped.values() for path in paths}
         lists = {(root / file).parent for file, _ in variant.more}
         assert {path for path in present if path.parent not in lists} <= told
         assert {image for image, _ in found.pairs} <= present

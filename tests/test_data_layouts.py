@@ -68,7 +68,7 @@ def test_pairs_are_in_order_of_name_and_hidden_files_are_left(tmp_path):
     write(tmp_path / "images/train/a/.ipynb_checkpoints/00001-checkpoint.png", picture())
     dataset = build_dataset("gtav", str(tmp_path), "train")
     assert [dataset.paths(i)[0].name for i in range(4)] == [f"0000{i}.png" for i in range(1, 5)]
-    left = find_files(*open_description("gtav")[:1], tmp_path, "train").left_out
+    left = find_files(*open_description("gtav")[:1], tmp_path, "train").skipped
     assert sorted(path.name for paths in left.values() for path in paths) == [
         "._00001.png",
         "00001-checkpoint.png",
@@ -89,8 +89,8 @@ def test_pictures_that_are_not_looked_for_are_said(tmp_path, caplog):
     write(tmp_path / "images/train/a/00009.bmp", picture())
     write(tmp_path / "labels/train/a/00010.png", target())
     assert len(build_dataset("gtav", tmp_path, "train")) == 3
-    assert "gtav/train: 1 pictures left out" in caplog.text
-    assert "gtav/train: 1 labels without an image left out" in caplog.text
+    assert "gtav/train: 1 pictures skipped" in caplog.text
+    assert "gtav/train: 1 labels without an image skipped" in caplog.text
 
 
 def test_linked_folders_are_followed_and_loops_are_not(tmp_path):

@@ -122,7 +122,7 @@ def test_predict_goes_on_after_a_bad_picture(trained: Path, tmp_path, monkeypatc
     command = ("--checkpoint", trained, "--images", pictures, "--out", tmp_path / "out")
     assert call(predict, monkeypatch, *command) == 1
     captured = capsys.readouterr()
-    assert "left out: 3 entries that are hidden, folders or no pictures" in captured.out
+    assert "skipped: 3 entries that are hidden, folders or no pictures" in captured.out
     assert captured.err.startswith("error: 1 of 5 pictures failed:\n")
     assert captured.err.splitlines()[1].startswith(f"{pictures / 'b.jpg'}: image cannot be decoded")
     assert sorted(path.name for path in (tmp_path / "out").glob("*_labels.png")) == [

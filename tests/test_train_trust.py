@@ -118,7 +118,7 @@ def test_on_a_gpu_numbers_are_read_when_they_are_wanted(tmp_path: Path, monkeypa
     assert set(read) == {0, 3, 4}
 
 
-def test_bad_batches_are_left_out_up_to_a_number(tmp_path: Path) -> None:
+def test_bad_batches_are_skipped_up_to_a_number(tmp_path: Path) -> None:
     for name, every in (("a", 1), ("b", 3)):
         options = small_run(tmp_path / name, skip_bad_batches=1, iterations=4)
         trainer = Trainer(TrainConfig(**options | {"checkpoint_every": every}))

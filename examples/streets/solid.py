@@ -13,7 +13,7 @@ __all__ = ["Decal", "Face", "Solid", "across", "along", "slab", "wheel"]
 Decal = tuple[Sequence[Point3], Color]
 
 _CIRCLE = [(math.cos(t), math.sin(t)) for t in (step * math.pi / 7 for step in range(14))]
-_DETAIL = 7  # pixels of width under which decals are left out
+_DETAIL = 7  # pixels of width under which decals are skipped
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Looks for the splits of a dataset in every layout of its description, reads every label and the
 header of every image, and reports pairs, classes, what is missing, differs in size, cannot be read
-or is left out, and how to mend it. ``--decode`` decodes the images too and says what the decoder
+or is skipped, and how to mend it. ``--decode`` decodes the images too and says what the decoder
 warned of. Exits with 0 if all is well, with 1 if anything is wrong.
 """
 
@@ -65,7 +65,7 @@ class SplitReport:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
     problems: list[tuple[str, str]] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    skipped: dict[str, list[Path]] = field(default_factory=dict)
     advice: dict[str, str] = field(default_factory=dict)
 
     def lines(self, limit: int) -> list[str]:
@@ -80,8 +80,8 @@ class SplitReport:
             out.append(f"  published: {' or '.join(map(str, self.published))}, here {self.pairs}")
         if self.pixels.any():
             out += self._class_lines()
-        for reason, paths in self.left_out.items():
-            out.append(f"  left out, {reason}: {len(paths)}, such as {paths[0]}")
+        for reason, paths in self.skipped.items():
+            out.append(f"  skipped, {reason}: {len(paths)}, such as {paths[0]}")
         for kind in dict.fromkeys(kind for kind, _ in self.problems):
             lines = [line for of, line in self.problems if of == kind]
             out += [f"  {line}" for line in lines[:limit]]
@@ -150,7 +150,7 @@ def check_split(
     if not found.layout.list:
         for other in find_all(description, root, split, subsets):
             if more := [image for image, _ in other.pairs if image not in used]:
-                report.left_out[f"another arrangement, {other.where}"] = more
+                report.skipped[f"another arrangement, {other.where}"] = more
     dataset = SegmentationDataset(
         f"{description.name}{chosen}/{split}",
         found.pairs,
@@ -189,7 +189,7 @@ def check_split(
 def _report_files(report: SplitReport, found: Found, description: Description, root: Path) -> None:
     report.where = str(root / found.where)
     report.pairs = len(found.pairs)
-    report.left_out = found.left_out
+    report.skipped = found.skipped
     if description.missing_labels:
         report.advice["no label"] = description.missing_labels
     for image, label in found.without_label:
@@ -238,7 +238,7 @@ def _inspect(dataset: SegmentationDataset, index: int, decode: bool, places: boo
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pinmem.data.check",
-        description="Say what a dataset holds, what is missing or left out, which files are bad.",
+        description="Say what a dataset holds, what is missing or skipped, which files are bad.",
     )
     parser.add_argument(
         "--dataset", required=True, help="a known name (gtav, acdc, acdc:fog ...) or a .yaml file"

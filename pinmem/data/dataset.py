@@ -244,7 +244,7 @@ def build_dataset(
     ):
         if count:
             logging.getLogger(__name__).warning(
-                f"{title}: {count} {what} left out; python -m pinmem.data.check says which"
+                f"{title}: {count} {what} skipped; python -m pinmem.data.check says which"
             )
     encoding = found.layout.encoding
     return SegmentationDataset(

@@ -31,7 +31,7 @@ class Found:
         pairs: (image, label), both there, in order of name.
         without_label: (image, where its label was looked for).
         without_image: label files whose image is not there, and images that a list names.
-        left_out: files beside them that are not used, by reason.
+        skipped: files beside them that are not used, by reason.
     """
 
     layout: Layout
@@ -39,21 +39,21 @@ class Found:
     pairs: list[Pair] = field(default_factory=list)
     without_label: list[Pair] = field(default_factory=list)
     without_image: list[Path] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    skipped: dict[str, list[Path]] = field(default_factory=dict)
 
     def leave(self, reason: str, path: Path) -> None:
         """Note a file that is not used."""
-        self.left_out.setdefault(reason, []).append(path)
+        self.skipped.setdefault(reason, []).append(path)
 
     def strays(self) -> int:
         """How many files lie there besides images without a label."""
-        return len(self.without_image) + sum(map(len, self.left_out.values()))
+        return len(self.without_image) + sum(map(len, self.skipped.values()))
 
     def left_pictures(self) -> int:
-        """How many pictures are left out that are not hidden."""
+        """How many pictures are skipped that are not hidden."""
         return sum(
             path.suffix.lower() in _PICTURES and not path.name.startswith(".")
-            for reason, paths in self.left_out.items()
+            for reason, paths in self.skipped.items()
             for path in paths
             if reason.startswith("image")
         )

@@ -152,13 +152,13 @@ def choose_classes(names: Sequence[str], classes: Classes) -> list[int] | None:
         return None
     wanted = list(names)
     if len(names) == 1 and names[0] in CLASS_LISTS:
-        left_out = CLASS_LISTS[names[0]]
-        if strange := [name for name in left_out if name not in classes.names]:
+        excluded = CLASS_LISTS[names[0]]
+        if strange := [name for name in excluded if name not in classes.names]:
             raise ValueError(
                 f"classes: got {names[0]}, expected a network with Cityscapes' classes; "
                 f"this one has no {strange[0]}"
             )
-        wanted = [name for name in classes.names if name not in left_out]
+        wanted = [name for name in classes.names if name not in excluded]
     for name in wanted:
         if name not in classes.names:
             raise ValueError(

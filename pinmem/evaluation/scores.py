@@ -33,9 +33,9 @@ def score(confusion: Tensor, counted: Sequence[int] | None = None) -> Score:
     union = confusion.sum(0) + confusion.sum(1) - hits
     iou = torch.where(union > 0, hits / union.clamp_min(1), torch.nan)
     if counted is not None:
-        left_out = torch.ones(len(iou), dtype=torch.bool)
-        left_out[list(counted)] = False
-        iou[left_out] = torch.nan
+        excluded = torch.ones(len(iou), dtype=torch.bool)
+        excluded[list(counted)] = False
+        iou[excluded] = torch.nan
     return Score(iou, float(iou.nanmean().nan_to_num()))
 
 

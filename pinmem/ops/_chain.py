@@ -27,7 +27,7 @@ class Derivatives:
         keeps: the forward's last output goes to the other passes (and its last constant does not).
         needs: the backward pass takes a flag per input.
         pixelwise: a pixel's outputs depend on that pixel of the maps alone.
-        zeros: cotangents of zero, from the forward's arguments, where they cannot be left out.
+        zeros: cotangents of zero, from the forward's arguments, where they cannot be omitted.
     """
 
     inputs: int

@@ -36,7 +36,7 @@ class Found:
     """Files that are meant, each with the folder its results keep its place below."""
 
     files: dict[Path, Path]
-    left_out: int = 0
+    skipped: int = 0
 
 
 def find(inputs: Sequence[str], recursive: bool, out: Path) -> Found:
@@ -61,7 +61,7 @@ def find(inputs: Sequence[str], recursive: bool, out: Path) -> Found:
                 below = (parent / name for parent, names in walk(source) for name in names)
             there = [path for path in sorted(below) if not path.absolute().is_relative_to(out)]
             files = [path for path in there if path.is_file() and _counts(path, source)]
-            found.left_out += len(there) - len(files)
+            found.skipped += len(there) - len(files)
             base = source
         elif source.exists():
             files, base = [source], source.parent
