@@ -100,8 +100,8 @@ def memory_update(
     num_classes = memory.shape[0]
     present = (mass > 0)[:, None]
     means = sums / torch.where(present, mass[:, None], torch.ones_like(mass[:, None]))
-    moved = torch.where(present, momentum * memory + (1 - momentum) * means, memory)
-    new_memory = F.normalize(moved, dim=1)
+    updated = torch.where(present, momentum * memory + (1 - momentum) * means, memory)
+    new_memory = F.normalize(updated, dim=1)
     similarity = (new_memory @ new_memory.T).relu()
     off_diagonal = similarity.sum() - similarity.diagonal().sum()
     divergence = off_diagonal / max(num_classes * (num_classes - 1), 1)

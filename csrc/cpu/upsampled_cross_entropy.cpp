@@ -90,7 +90,7 @@ class Problem {
     const int64_t count = map_.batch * bands_;
     const int64_t row_size = map_.channels * map_.width;
     std::vector<double> losses(static_cast<size_t>(count));
-    // The shares of the rows that two bands reach.
+    // The parts of the rows that two bands reach.
     const Buffer<A> shared(gradient == nullptr ? 0 : 2 * count * row_size);
     const auto head = [&](int64_t band) { return shared.data() + 2 * band * row_size; };
     for_bands([&](int64_t band, void* scratch) {

@@ -16,7 +16,7 @@ namespace {
 
 using namespace class_sums_op;
 
-/// Next to tiles and sums lie the classes of the pixels and shares of their norms.
+/// Next to tiles and sums lie the classes of the pixels and partial sums of their norms.
 constexpr int64_t kMostTileBytes = Stream::kMostShared - (24 << 10);
 
 template <class T>
@@ -68,21 +68,21 @@ void run_sums(const Stream& stream, const Map& map, const SoftLabels& soft, int6
   task.num_classes = static_cast<int>(num_classes);
   task.features = features;
   task.tangent = tangent;
-  const Shares shares = share_tiles(task.tiles.count(), size);
-  task.tiles_each = shares.tiles_each;
+  const TileSplit split = split_tiles(task.tiles.count(), size);
+  task.tiles_each = split.tiles_each;
   task.shared_sums = task.shared_sums && tile_bytes(task.tiles, maps) + sum_bytes <= kMostTileBytes;
 
   Scratch scratch;
-  const int64_t partials = scratch.take<A>(shares.count * size);
+  const int64_t partials = scratch.take<A>(split.count * size);
   scratch.allocate(sums);
   task.partials = scratch.at<A>(partials);
   stream.launch(tangent == nullptr ? class_sums_block<T, false> : class_sums_block<T, true>,
-                shares.count, kThreads,
+                split.count, kThreads,
                 tile_bytes(task.tiles, maps) + (task.shared_sums ? sum_bytes : 0), task);
 
   PartialSums<A> total{};
   total.partials = task.partials;
-  total.count = shares.count;
+  total.count = split.count;
   total.stride = size;
   total.split = num_classes * map.channels;
   total.size = total.split + (mass == nullptr ? 0 : num_classes);

@@ -33,15 +33,15 @@ struct Sums {
 
 /// x.x and x.v of the pixels of a tile, as each warp has them.
 template <class A, int kPixels, int kTerms>
-struct NormShares {
+struct NormPartials {
   A at[kTerms][kWarps][kPixels];
 };
 
-/// Writes the sums over channels of this thread's own vectors; returns how many shares a pixel has.
+/// Writes sums over the channels of this thread's own vectors; returns how many a pixel has.
 template <class T, bool kSecond, int kPixels, class A>
-__device__ __forceinline__ int norm_shares(const Tiles<T>& tiles, const T* features,
-                                           const T* tangent,
-                                           NormShares<A, kPixels, kSecond ? 2 : 1>& shares) {
+__device__ __forceinline__ int norm_partials(const Tiles<T>& tiles, const T* features,
+                                             const T* tangent,
+                                             NormPartials<A, kPixels, kSecond ? 2 : 1>& partials) {
   constexpr int kSize = Vector16<T>::size;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -61,8 +61,8 @@ __device__ __forceinline__ int norm_shares(const Tiles<T>& tiles, const T* featu
       squared = warp_sum(squared);
       if (kSecond) product = warp_sum(product);
       if (lane == 0) {
-        shares.at[0][0][p] = squared;
-        if (kSecond) shares.at[kSecond ? 1 : 0][0][p] = product;
+        partials.at[0][0][p] = squared;
+        if (kSecond) partials.at[kSecond ? 1 : 0][0][p] = product;
       }
     }
     return 1;
@@ -82,8 +82,8 @@ __device__ __forceinline__ int norm_shares(const Tiles<T>& tiles, const T* featu
   if (lane < tiles.groups) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      shares.at[0][warp][lane * kSize + i] = squared[i];
-      if (kSecond) shares.at[kSecond ? 1 : 0][warp][lane * kSize + i] = product[i];
+      partials.at[0][warp][lane * kSize + i] = squared[i];
+      if (kSecond) partials.at[kSecond ? 1 : 0][warp][lane * kSize + i] = product[i];
     }
   }
   return kWarps;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || kSecond ? 2 : kBlo
   constexpr int kSize = Vector16<T>::size;
   constexpr int kScales = kSecond ? 2 : 1;
   __shared__ GroupClasses<A, kSize, kSlots, kScales> classes[kMostGroups];
-  __shared__ NormShares<A, kMostGroups * kSize, kScales> shares;
+  __shared__ NormPartials<A, kMostGroups * kSize, kScales> partials;
   const Tiles<T>& tiles = task.tiles;
   T* tile_features = dynamic_shared<T>();
   T* tile_tangent = tile_features + tiles.elements();
@@ -128,16 +128,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || kSecond ? 2 : kBlo
       tap = task.soft.template load<A>(tile.image, tile.begin + pixel, lane % 4);
     }
     wait_for_copies();
-    const int norms =
-        norm_shares<T, kSecond, kMostGroups * kSize>(tiles, tile_features, tile_tangent, shares);
+    const int parts = norm_partials<T, kSecond, kMostGroups * kSize>(tiles, tile_features,
+                                                                     tile_tangent, partials);
     __syncthreads();
     A scale[kScales];
     if (warp < tiles.groups) {
       const int at = warp * kSize + lane / 4 % kSize;
       A squared = 0, product = 0;
-      for (int i = 0; i < norms; ++i) {
-        squared += shares.at[0][i][at];
-        if (kSecond) product += shares.at[kScales - 1][i][at];
+      for (int i = 0; i < parts; ++i) {
+        squared += partials.at[0][i][at];
+        if (kSecond) product += partials.at[kScales - 1][i][at];
       }
       bool linear;
       const A r = inverse_norm(squared, linear);

@@ -47,7 +47,7 @@ using GradientClasses = GroupClasses<accumulator_t<T>, Vector16<T>::size, 4 * Ve
 
 /// What the threads of a block tell each other of a tile.
 template <class T>
-struct GradientShares {
+struct GradientExchange {
   using A = accumulator_t<T>;
   static constexpr int kPixels = kMostGroups * Vector16<T>::size;
   Products<A> products[kWarps][kPixels];
@@ -120,7 +120,7 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
   constexpr int kSize = Vector16<T>::size;
   const Tiles<T>& tiles = task.tiles;
   const int thread = static_cast<int>(threadIdx.x);
-  __shared__ GradientShares<T> shared;
+  __shared__ GradientExchange<T> shared;
   const auto& found = classes[thread % tiles.groups];
   const int count = found.count;
   A x[kSize], v[kSize] = {}, e[kSize];
@@ -163,11 +163,11 @@ __device__ void gradient_by_plane(const Gradient<T>& task, const PixelTile& tile
   if (thread < tiles.pixels()) {
     Products<A> sums = shared.products[0][thread];
     for (int other = 1; other < kWarps; ++other) {
-      const Products<A> share = shared.products[other][thread];
-      sums.xx += share.xx;
-      sums.xe += share.xe;
-      sums.xv += share.xv;
-      sums.ve += share.ve;
+      const Products<A> partial = shared.products[other][thread];
+      sums.xx += partial.xx;
+      sums.xe += partial.xe;
+      sums.xv += partial.xv;
+      sums.ve += partial.ve;
     }
     shared.factors[thread] = factors_of<kSecond>(sums);
   }

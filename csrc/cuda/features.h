@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-/// How pixel tiles are shared out to blocks that each write a partial sum of `size` elements: at
+/// How pixel tiles are split between blocks that each write a partial sum of `size` elements: at
 /// most 396 blocks, which a large GPU runs at once, and 64 MB. By the shape alone.
-struct Shares {
+struct TileSplit {
   int64_t tiles_each, count;
 };
 
-inline Shares share_tiles(int64_t tiles, int64_t size) {
+inline TileSplit split_tiles(int64_t tiles, int64_t size) {
   int64_t most = (64 << 20) / (8 * size);
   most = most < 1 ? 1 : most > 396 ? 396 : most;
   int64_t each = (tiles + most - 1) / most;

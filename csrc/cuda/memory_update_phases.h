@@ -19,19 +19,19 @@ __device__ void unit_phase(const Update<T>& task, const Results<T, kPass>& resul
     const Slot<T> slot(task, k);
     A squared = 0, product = 0;
     for (int c = worker.lane; c < task.channels; c += kWarp) {
-      const A u = slot.moved(c);
+      const A u = slot.updated(c);
       squared += u * u;
-      if (kPass == Pass::second) product += u * slot.moved_dot(c);
+      if (kPass == Pass::second) product += u * slot.updated_dot(c);
     }
     bool linear;
     const A inverse = inverse_norm(warp_sum(squared), linear);
     const A along = kPass == Pass::second && !linear ? inverse * warp_sum(product) : A(0);
     for (int c = worker.lane; c < task.channels; c += kWarp) {
-      const A unit = inverse * slot.moved(c);
+      const A unit = inverse * slot.updated(c);
       results.unit[slot.row + c] = unit;
       if (kPass == Pass::forward) task.new_memory[slot.row + c] = narrow<T>(unit);
       if (kPass == Pass::second) {
-        const A unit_dot = inverse * (slot.moved_dot(c) - unit * along);
+        const A unit_dot = inverse * (slot.updated_dot(c) - unit * along);
         results.unit_dot[slot.row + c] = unit_dot;
         task.new_memory[slot.row + c] = narrow<T>(unit_dot);
       }
@@ -114,10 +114,10 @@ __device__ void rows_phase(const Update<T>& task, const Results<T, kPass>& resul
     if (kPass == Pass::forward) continue;
     __syncwarp();
     for (int j = worker.lane; j < task.slots; j += kWarp) {
-      const A share = exp(results.logits[row + j] - top) / sum;
-      results.logits[row + j] = scale * (share - (i == j ? A(1) : A(0)));
+      const A probability = exp(results.logits[row + j] - top) / sum;
+      results.logits[row + j] = scale * (probability - (i == j ? A(1) : A(0)));
       if (kPass == Pass::second) {
-        results.logits_dot[row + j] = scale * share * (results.logits_dot[row + j] - mean);
+        results.logits_dot[row + j] = scale * probability * (results.logits_dot[row + j] - mean);
       }
     }
   }

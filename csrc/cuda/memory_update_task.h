@@ -94,8 +94,8 @@ struct Slot {
   }
   __device__ A sums(int c) const { return present ? load(task.in.sums, row + c) : A(0); }
   __device__ A sums_dot(int c) const { return present ? load(task.tangent.sums, row + c) : A(0); }
-  __device__ A moved(int c) const { return keep * load(task.in.memory, row + c) + add * sums(c); }
-  __device__ A moved_dot(int c) const {
+  __device__ A updated(int c) const { return keep * load(task.in.memory, row + c) + add * sums(c); }
+  __device__ A updated_dot(int c) const {
     return keep * load(task.tangent.memory, row + c) + add * sums_dot(c) + add_dot * sums(c);
   }
 };

@@ -52,7 +52,7 @@ def _backward(
     at_2c, _ = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
     at_k, _ = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
 
-    # Adding up over channels last spares sums across threads in every turn, where there is room.
+    # Adding up over channels last spares sums across threads in every step, where there is room.
     x_x = tl.zeros([BLOCK_N, BLOCK_C if LATE else 1], tl.float32)
     x_dq = tl.zeros([BLOCK_N, BLOCK_C if LATE else 1], tl.float32)
     s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)

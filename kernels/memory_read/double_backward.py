@@ -78,8 +78,8 @@ def _double_backward(
     T: tl.constexpr = query.dtype.element_ty
     program = tl.program_id(0)
     partials += program.to(tl.int64) * (K * C)
-    for turn in range(steps):
-        image, first, inside = pixel_block(program * steps + turn, blocks, total, pixels, BLOCK_N)
+    for index in range(steps):
+        image, first, inside = pixel_block(program * steps + index, blocks, total, pixels, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
         at_2c, _ = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
         at_k, _ = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
@@ -136,7 +136,7 @@ def _double_backward(
             if not APART:
                 _add_memory_dot(
                     partials, grad_readout, at_2c, step, inside, q, q_dot, a_dot, ds, ds_dot,
-                    c, C, turn > 0, K, BLOCK_K, BLOCK_C, PRECISION,
+                    c, C, index > 0, K, BLOCK_K, BLOCK_C, PRECISION,
                 )  # fmt: skip
             store_channels(readout_dot, at_2c, step, inside, c, C, q_dot)
             zeros = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
@@ -163,7 +163,7 @@ def _double_backward(
                 )
                 _add_memory_dot(
                     partials, grad_readout, at_2c, step, inside, q, q_dot, a_dot, ds, ds_dot,
-                    c, C, turn > 0, K, BLOCK_K, BLOCK_C, PRECISION,
+                    c, C, index > 0, K, BLOCK_K, BLOCK_C, PRECISION,
                 )  # fmt: skip
 
 

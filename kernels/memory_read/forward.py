@@ -45,7 +45,7 @@ def _forward(
     at_2c, _ = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
     at_k, _ = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)
 
-    # Adding up over channels last spares a sum across threads in every turn.
+    # Adding up over channels last spares a sum across threads in every step.
     squares = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
     s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for c in range(0, C, BLOCK_C):

@@ -42,8 +42,8 @@ def _memory_gradient(
     c = tl.program_id(0) % tiles * BLOCK_C
     program = tl.program_id(0) // tiles
     dm = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
-    for turn in range(steps):
-        image, first, inside = pixel_block(program * steps + turn, blocks, total, pixels, BLOCK_N)
+    for index in range(steps):
+        image, first, inside = pixel_block(program * steps + index, blocks, total, pixels, BLOCK_N)
         at, step = run_offsets(image, first, C, pixels, CHANNELS_LAST, BLOCK_N)
         at_2c, _ = run_offsets(image, first, 2 * C, pixels, CHANNELS_LAST, BLOCK_N)
         at_k, _ = run_offsets(image, first, K, pixels, CHANNELS_LAST, BLOCK_N)

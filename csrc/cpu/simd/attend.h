@@ -86,18 +86,19 @@ template <class A>
 inline void normalise_second(const A* q, const A* dq, const A* scale, const A* curved,
                              const A* along_v, int64_t channels, A* e, A* de, A* columns) {
   A* along_e = columns;
-  A* turned = columns + kPixels;
-  A* turned_dot = columns + 2 * kPixels;
-  dot_columns(dq, e, channels, turned);
-  dot_columns(q, de, channels, turned_dot);
+  A* along_e_dot = columns + kPixels;
+  A* product = columns + 2 * kPixels;
+  dot_columns(dq, e, channels, along_e_dot);
+  dot_columns(q, de, channels, product);
   normalise_backward(q, scale, curved, channels, e, along_e);
   for_vectors<A>(1, [&](int64_t i, int) {
-    store<A>(turned + i, (load<A>(turned + i) + load<A>(turned_dot + i)) * load<A>(curved + i));
+    store<A>(along_e_dot + i,
+             (load<A>(along_e_dot + i) + load<A>(product + i)) * load<A>(curved + i));
   });
   for_vectors<A>(channels, [&](int64_t i, int p) {
-    const Vec<A> bent = load<A>(de + i) - load<A>(dq + i) * load<A>(along_e + p) -
-                        load<A>(q + i) * load<A>(turned + p);
-    store<A>(de + i, load<A>(scale + p) * (bent - load<A>(along_v + p) * load<A>(e + i)));
+    const Vec<A> change = load<A>(de + i) - load<A>(dq + i) * load<A>(along_e + p) -
+                          load<A>(q + i) * load<A>(along_e_dot + p);
+    store<A>(de + i, load<A>(scale + p) * (change - load<A>(along_v + p) * load<A>(e + i)));
   });
 }
 

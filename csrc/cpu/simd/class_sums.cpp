@@ -64,14 +64,15 @@ void store_pixels(const SoftLabels<A>& task, const A* rows, int64_t begin, int64
 
 // The classes that have a share of a pixel: at most four, each once.
 template <class A>
-struct Shares {
+struct SoftLabel {
   int count;
   int64_t label[4];
   A weight[4];
 };
 
 template <class A, class L>
-PINMEM_INLINE Shares<A> shares_of(const SoftLabels<A>& task, const L* labels, int64_t pixel) {
+PINMEM_INLINE SoftLabel<A> soft_label_of(const SoftLabels<A>& task, const L* labels,
+                                         int64_t pixel) {
   const int64_t pixels = task.height * task.width;
   const int64_t y = pixel % pixels / task.width;
   const int64_t x = pixel % task.width;
@@ -83,18 +84,18 @@ PINMEM_INLINE Shares<A> shares_of(const SoftLabels<A>& task, const L* labels, in
   const A fx = task.column_fraction[x];
   const L corners[4] = {corner[0], corner[right], corner[below], corner[below + right]};
   const A weights[4] = {(A{1} - fy) * (A{1} - fx), (A{1} - fy) * fx, fy * (A{1} - fx), fy * fx};
-  Shares<A> shares{};
+  SoftLabel<A> soft{};
   for (int i = 0; i < 4; ++i) {
     const auto label = static_cast<int64_t>(corners[i]);
     const bool counts = label >= 0 && label < task.num_classes && label != task.ignore_index;
     if (!counts || weights[i] == A{0}) continue;
     int j = 0;
-    while (j < shares.count && shares.label[j] != label) ++j;
-    shares.label[j] = label;
-    shares.weight[j] += weights[i];
-    if (j == shares.count) ++shares.count;
+    while (j < soft.count && soft.label[j] != label) ++j;
+    soft.label[j] = label;
+    soft.weight[j] += weights[i];
+    if (j == soft.count) ++soft.count;
   }
-  return shares;
+  return soft;
 }
 
 template <class A>
@@ -136,10 +137,10 @@ PINMEM_INLINE Norm<A> norm_of(const A* x, int64_t stride) {
 
 // e, the cotangent of a pixel's q.
 template <class A>
-PINMEM_INLINE void cotangent(const Shares<A>& shares, const A* grad_sums, int64_t stride, A* e) {
+PINMEM_INLINE void cotangent(const SoftLabel<A>& soft, const A* grad_sums, int64_t stride, A* e) {
   clear(e, stride);
-  for (int i = 0; i < shares.count; ++i) {
-    add_scaled(e, shares.weight[i], grad_sums + shares.label[i] * stride, stride);
+  for (int i = 0; i < soft.count; ++i) {
+    add_scaled(e, soft.weight[i], grad_sums + soft.label[i] * stride, stride);
   }
 }
 
@@ -176,13 +177,13 @@ void class_sums_chunk(const SoftLabels<A>& task, const T* features, const L* lab
   for_tiles(task, begin, end, [&](int64_t first, int64_t last) {
     load_pixels(task, features, first, last, rows);
     for (int64_t p = first; p < last; ++p) {
-      const Shares<A> shares = shares_of(task, labels, p);
-      if (shares.count == 0) continue;
+      const SoftLabel<A> soft = soft_label_of(task, labels, p);
+      if (soft.count == 0) continue;
       const A* x = rows + (p - first) * stride;
       const Norm<A> norm = norm_of(x, stride);
-      for (int i = 0; i < shares.count; ++i) {
-        mass[shares.label[i]] += static_cast<double>(shares.weight[i]);
-        add_scaled(sums + shares.label[i] * stride, shares.weight[i] * norm.inverse, x, stride);
+      for (int i = 0; i < soft.count; ++i) {
+        mass[soft.label[i]] += static_cast<double>(soft.weight[i]);
+        add_scaled(sums + soft.label[i] * stride, soft.weight[i] * norm.inverse, x, stride);
       }
     }
   });
@@ -199,12 +200,12 @@ void class_sums_backward_chunk(const SoftLabels<A>& task, const A* grad_sums, co
     load_pixels(task, features, first, last, rows);
     for (int64_t p = first; p < last; ++p) {
       A* x = rows + (p - first) * stride;
-      const Shares<A> shares = shares_of(task, labels, p);
-      if (shares.count == 0) {
+      const SoftLabel<A> soft = soft_label_of(task, labels, p);
+      if (soft.count == 0) {
         clear(x, stride);
         continue;
       }
-      cotangent(shares, grad_sums, stride, e);
+      cotangent(soft, grad_sums, stride, e);
       const Norm<A> norm = norm_of(x, stride);
       const A r = norm.inverse;
       // dx = r (e - q (q.e)), in place of x.
@@ -233,24 +234,24 @@ void class_sums_double_backward_chunk(const SoftLabels<A>& task, const T* featur
     for (int64_t p = first; p < last; ++p) {
       A* x = rows + (p - first) * stride;
       const A* v = tangents + (p - first) * stride;
-      const Shares<A> shares = shares_of(task, labels, p);
-      if (shares.count == 0) {
+      const SoftLabel<A> soft = soft_label_of(task, labels, p);
+      if (soft.count == 0) {
         clear(x, stride);
         continue;
       }
-      cotangent(shares, grad_sums, stride, e);
+      cotangent(soft, grad_sums, stride, e);
       const Norm<A> norm = norm_of(x, stride);
       const A r = norm.inverse;
       const A qv = norm.curved ? r * dot(x, v, stride) : A{0};
       const A qe = norm.curved ? r * dot(x, e, stride) : A{0};
       const A ve = norm.curved ? dot(v, e, stride) : A{0};
       // sums_dot gets m q', q' = r (v - q (q.v)).
-      for (int i = 0; i < shares.count; ++i) {
-        A* sum = sums_dot + shares.label[i] * stride;
-        const A share = shares.weight[i] * r;
-        const A along = share * r * qv;
+      for (int i = 0; i < soft.count; ++i) {
+        A* sum = sums_dot + soft.label[i] * stride;
+        const A scaled = soft.weight[i] * r;
+        const A along = scaled * r * qv;
         for (int64_t c = 0; c < stride; c += kLanes<A>) {
-          store<A>(sum + c, load<A>(sum + c) + share * load<A>(v + c) - along * load<A>(x + c));
+          store<A>(sum + c, load<A>(sum + c) + scaled * load<A>(v + c) - along * load<A>(x + c));
         }
       }
       // The derivative of dx along v: -r^2 ((q.v) e + (q.e) v + (v.e - 3 (q.v)(q.e)) q).

@@ -46,7 +46,7 @@ void forward(const MemoryRead<T>& op, int64_t begin, int64_t end, T* readout, T*
   for (int64_t tile = begin; tile < end; ++tile) {
     const Place at = place_of(op.pixels, tile);
     load_native<Last>(op.pixels, at, all_channels(op.query, channels), x.native());
-    if (Last && !in_pairs(op)) x.turn(channels);
+    if (Last && !in_pairs(op)) x.fill_other(channels);
     attend_scaled(op, at, pairs, x.tile, here);
     store_tile(op.pixels, at, here.s, all_channels(scores, op.slots));
     store_native<Last, A>(op.pixels, at, Channels<T>{readout, 2 * channels, 0, channels},
@@ -74,17 +74,17 @@ void backward(const MemoryRead<T>& op, const MemoryReadCotangents<T>& grad, int6
   A* ds_given = here.s;
   A* ds_scaled = here.s;
   const bool all = grad_memory != nullptr;
-  const bool turn = Last ? !in_pairs(op) : all;
+  const bool both = Last ? !in_pairs(op) : all;
   if (all) fill(grad_memory, slots * stride, A{0});
   for (int64_t tile = begin; tile < end; ++tile) {
     const Place at = place_of(op.pixels, tile);
     load_native<Last>(op.pixels, at, all_channels(op.query, channels), x.native());
-    if (turn) x.turn(channels);
+    if (both) x.fill_other(channels);
     attend_scaled(op, at, pairs, x.tile, here);
     if (grad.readout != nullptr) {
       const Channels<const T> given{grad.readout, 2 * channels, channels, channels};
       load_native<Last>(op.pixels, at, given, dc.native());
-      if (turn) dc.turn(channels);
+      if (both) dc.fill_other(channels);
       slot_products(op, at, given, pairs, dc.tile, ds);
       softmax_backward(here.a, ds, slots, here.columns, ds);
       if (all) add_outer(here.a, slots, dc.rows, stride, grad_memory);

@@ -121,8 +121,8 @@ void memory_update_backward(const MemoryUpdate<T>& op, const MemoryUpdateCotange
   }
   load_all(state, grad.memory, dn);
   state.multiply_rows(state.beside(1), state.normal, stride, dn, true);
-  state.multiply_rows(state.turned(2), state.normal, stride, state.moving, false);
-  store_all(state, state.moving, to.weight);
+  state.multiply_rows(state.transposed(2), state.normal, stride, state.normal_dot, false);
+  store_all(state, state.normal_dot, to.weight);
   store_column_sums(state, 2, to.bias);
 
   for (int64_t k = 0; k < slots; ++k) {
@@ -158,7 +158,7 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
 
   // How u and N move: u' = keep M' + share (S' - S m'/m).
   for (int64_t k = 0; k < slots; ++k) {
-    A* u = state.moving + k * stride;
+    A* u = state.normal_dot + k * stride;
     load_given(state, tangent.memory, k, u);
     combine(state.keep[k], u, A{0}, u, stride, u);
     const A mass = to_acc<A>(op.mass[k]);
@@ -171,10 +171,10 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
     }
     along[k] = along_sphere(state, k, u, u);
   }
-  store_all(state, state.moving, new_memory_dot);
-  load_all(state, tangent.weight, state.turning);
-  state.cross(state.moving, state.normal, state.weight, products_dot);
-  state.cross(state.normal, state.moving, state.turning, products_dot, true);
+  store_all(state, state.normal_dot, new_memory_dot);
+  load_all(state, tangent.weight, state.weight_dot);
+  state.cross(state.normal_dot, state.normal, state.weight, products_dot);
+  state.cross(state.normal, state.normal_dot, state.weight_dot, products_dot, true);
 
   const A pull = 2 * scalar(grad.divergence) * state.per_pair();
   const A push = scalar(grad.classification) / static_cast<A>(slots);
@@ -204,8 +204,8 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
   load_all(state, grad.memory, dn);
   state.multiply_rows(state.beside(1), state.normal, stride, dn, true);
   A* dw = state.weight;  // the weight has been read
-  state.multiply_rows(state.turned(0), state.normal, stride, dw, false);
-  state.multiply_rows(state.turned(2), state.moving, stride, dw, true);
+  state.multiply_rows(state.transposed(0), state.normal, stride, dw, false);
+  state.multiply_rows(state.transposed(2), state.normal_dot, stride, dw, true);
   store_all(state, dw, to.weight);
 
   for (int64_t k = 0; k < slots; ++k) {
@@ -213,11 +213,11 @@ void memory_update_double_backward(const MemoryUpdate<T>& op, const MemoryUpdate
     A* du = dn + k * stride;
     A* du_dot = dn_dot + k * stride;
     const A* n = state.normal + k * stride;
-    const A* n_dot = state.moving + k * stride;
-    const A turn = (dot(n_dot, du, stride) + dot(n, du_dot, stride)) * state.curved[k];
+    const A* n_dot = state.normal_dot + k * stride;
+    const A product_dot = (dot(n_dot, du, stride) + dot(n, du_dot, stride)) * state.curved[k];
     const A part = along_sphere(state, k, du, du);
     combine(A{1}, du_dot, -part, n_dot, stride, du_dot);
-    combine(A{1}, du_dot, -turn, n, stride, du_dot);
+    combine(A{1}, du_dot, -product_dot, n, stride, du_dot);
     combine(A{1}, du_dot, -along[k], du, stride, du_dot);
     combine(state.inverse[k], du_dot, A{0}, du_dot, stride, du_dot);
 

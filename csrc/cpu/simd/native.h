@@ -77,7 +77,7 @@ struct BothWays {
   A* native() const { return Last ? rows : tile; }
 
   /// Fills the one that was not loaded.
-  void turn(int64_t channels) const {
+  void fill_other(int64_t channels) const {
     if constexpr (Last) {
       transpose<A>(rows, padded<A>(channels), int64_t{kPixels}, channels, tile, int64_t{kPixels});
     } else {

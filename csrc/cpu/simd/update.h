@@ -100,23 +100,23 @@ inline A softmax_row(A* z, int64_t slots, int64_t wide) {
 }
 
 /// The new memory and what the losses are made of. The names are those of docs/math.md 4: u the
-/// moved memory, N = u / |u| the new one, G = N N^T, Z = N W^T + b, P = softmax(Z). Matrices [K,C]
-/// lie in padded rows of `stride` elements, matrices [K,K] in rows of `wide`, of `products` of 2
-/// `wide`.
+/// updated memory, N = u / |u| the new one, G = N N^T, Z = N W^T + b, P = softmax(Z). Matrices
+/// [K,C] lie in padded rows of `stride` elements, matrices [K,K] in rows of `wide`, of `products`
+/// of 2 `wide`.
 template <class A>
 struct Update {
   int64_t slots, channels, stride, wide;
-  A *normal, *weight;   // N and W, one behind the other
-  A *moving, *turning;  // behind these, room for one more and for another, where asked for
-  A* inverse;           // 1 / max(|u|, 1e-12)
-  A* curved;            // 1, or 0 where |u| is so small that N is linear in u
-  A* keep;              // what of the memory stays: momentum, or 1 where the class is absent
-  A* share;             // what of the sums comes in: (1 - momentum) / mass, or 0
-  A* by_memory;         // 1 where u.du = 0 makes the products of S shorter ones of M, else 0
-  A* products;          // [K, 2 wide]: G, its diagonal and padding -1, and Z
-  A* left;              // room for a left operand [K, 3 K],
-  A* panels;            // for one in panels,
-  A* row;               // and for a row
+  A *normal, *weight;          // N and W, one behind the other
+  A *normal_dot, *weight_dot;  // behind these, room for one more and for another, where asked for
+  A* inverse;                  // 1 / max(|u|, 1e-12)
+  A* curved;                   // 1, or 0 where |u| is so small that N is linear in u
+  A* keep;                     // what of the memory stays: momentum, or 1 where the class is absent
+  A* share;                    // what of the sums comes in: (1 - momentum) / mass, or 0
+  A* by_memory;                // 1 where u.du = 0 makes the products of S shorter ones of M, else 0
+  A* products;                 // [K, 2 wide]: G, its diagonal and padding -1, and Z
+  A* left;                     // room for a left operand [K, 3 K],
+  A* panels;                   // for one in panels,
+  A* row;                      // and for a row
 
   Update(Scratch& scratch, int64_t k, int64_t c, int64_t matrices)
       : slots(k),
@@ -125,8 +125,8 @@ struct Update {
         wide(padded<A>(k)),
         normal(scratch.take<A>(matrices * k * stride)),
         weight(normal + k * stride),
-        moving(normal + 2 * k * stride),
-        turning(normal + 3 * k * stride),
+        normal_dot(normal + 2 * k * stride),
+        weight_dot(normal + 3 * k * stride),
         inverse(scratch.take<A>(k)),
         curved(scratch.take<A>(k)),
         keep(scratch.take<A>(k)),
@@ -149,12 +149,14 @@ struct Update {
                                 add);
   }
   /// Three matrices [K,K] lie side by side in `left`: a row of one, all from one on, and one
-  /// turned.
+  /// transposed.
   A* left_row(int64_t k, int64_t part) const { return left + (3 * k + part) * slots; }
   Matrix<A> beside(int64_t part) const {
     return {left_row(0, part), slots, (3 - part) * slots, 3 * slots, 1};
   }
-  Matrix<A> turned(int64_t part) const { return {left_row(0, part), slots, slots, 1, 3 * slots}; }
+  Matrix<A> transposed(int64_t part) const {
+    return {left_row(0, part), slots, slots, 1, 3 * slots};
+  }
 
   /// to [K, 2 wide] (+)= m [u^T, v^T] for matrices [K,C].
   void cross(const A* m, const A* u, const A* v, A* to, bool add = false) const {
