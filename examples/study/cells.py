@@ -67,6 +67,7 @@ CELLS: dict[str, Cell] = {
     ),
     # What could make the memory be read.
     "attention / 0.1": Cell(attention=0.1),
+    "attention / 0.02": Cell(attention=0.02),
     "reading loss x 20": Cell({"reading_weight": 0.4}),
     "stride 16": Cell({"output_stride": 16}),
     # Mixed precision.

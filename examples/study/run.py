@@ -68,7 +68,7 @@ def run(cell: str, seed: int, out: Path, results: Path, device: str = "cpu") -> 
         # Of the whole run, validation included; none where it was taken up again.
         "seconds": None if resumed else time.perf_counter() - began,
         "cpu_seconds": None if resumed else time.process_time() - cpu,
-        "memory": _memory(trainer),
+        "memory": _memory(trainer, CELLS[cell].attention),
         "gradients": _gradients(trainer) if config.meta else {},
         "versions": {"pinmem": pinmem.__version__, "torch": torch.__version__},
         "device": device_name(trainer.device),
@@ -139,7 +139,7 @@ def _curves(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _memory(trainer: Trainer) -> dict[str, Any]:
+def _memory(trainer: Trainer, temperature: float) -> dict[str, Any]:
     """Whether the memory carries anything, and how it is read; nothing without one."""
     model, slots = trainer.model, trainer.model.memory
     if slots is None:
@@ -164,7 +164,8 @@ def _memory(trainer: Trainer) -> dict[str, Any]:
                 assert output.scores is not None
                 more = ops.class_sums(output.query, labels[None], len(full))
                 sums = [a + b for a, b in zip(sums, more, strict=True)]
-                for key, value in _reading(output.scores, output.logits, labels).items():
+                scores = output.scores / temperature
+                for key, value in _reading(scores, output.logits, labels).items():
                     total[key] = total.get(key, 0) + value
             found[name] = {
                 "own slot is the nearest": total["nearest"] / total["pixels"],
