@@ -8,6 +8,7 @@ The choice is made once, in the forward pass; the backward passes follow it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 from collections.abc import Iterator
@@ -109,7 +110,16 @@ def unavailable(name: str) -> str:
         torch.ops.load_library(path)
     except OSError as error:
         return f"{path.name} does not load: {' '.join(str(error).split())}"
-    return ""
+    return _old_driver(ctypes.CDLL(str(path))) if name == "cuda" else ""
+
+
+def _old_driver(library: ctypes.CDLL) -> str:
+    """Why the driver does not run the library's kernels; empty where it does."""
+    needed, known = library.pinmem_built_with_cuda(), library.pinmem_driver_knows_cuda()
+    if known // 1000 >= needed // 1000:
+        return ""
+    built, driver = (f"{each // 1000}.{each % 1000 // 10}" for each in (needed, known))
+    return f"_cuda.so is built with CUDA {built}, and the driver knows CUDA up to {driver}"
 
 
 def _library(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -9,9 +10,12 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from pinmem import backends
 
 from .build_tools import ROOT, ptxas, toolchain, toolchain_cuda
 
@@ -89,13 +93,37 @@ def test_the_library_needs_no_cpp_symbol_of_torch(library: Path) -> None:
     assert len(symbols) > 10
     assert [line for line in symbols if re.search(r"\b(at|c10|caffe2|torch)::", line)] == []
     defined = [line for line in symbols if " T " in line or " W " in line]
-    assert [line for line in defined if "pinmem" in line] == []
+    exported = {line.split()[-1] for line in defined if "pinmem" in line}
+    assert exported == {"pinmem_built_with_cuda", "pinmem_driver_knows_cuda"}
 
 
 def test_the_library_brings_the_cuda_runtime_along(library: Path) -> None:
     needed = re.findall(r"NEEDED.*\[(.+)\]", said("readelf", "-d", library))
     assert "libtorch_cuda.so" in needed
     assert [name for name in needed if name.startswith(("libcuda", "libpython"))] == []
+
+
+def test_the_library_says_what_it_needs_of_a_driver(library: Path) -> None:
+    loaded = ctypes.CDLL(str(library))
+    assert loaded.pinmem_built_with_cuda() // 1000 == int(str(torch.version.cuda).split(".")[0])
+    assert (loaded.pinmem_driver_knows_cuda() > 0) == torch.cuda.is_available()
+    assert (backends._old_driver(loaded) == "") == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    "driver, reason",
+    [
+        (12080, "_cuda.so is built with CUDA 13.0, and the driver knows CUDA up to 12.8"),
+        (13000, ""),
+        (13020, ""),
+        (14000, ""),
+    ],
+)
+def test_an_older_driver_is_the_reason(driver: int, reason: str) -> None:
+    library = SimpleNamespace(
+        pinmem_built_with_cuda=lambda: 13000, pinmem_driver_knows_cuda=lambda: driver
+    )
+    assert backends._old_driver(library) == reason
 
 
 def test_the_library_stays_unloaded_without_a_gpu(library: Path) -> None:
