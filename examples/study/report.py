@@ -51,7 +51,7 @@ def load(folder: Path) -> Results:
 
 def mean_of(result: Result, side: str, key: str = "miou") -> float:
     """The mean mIoU, in percent, over the seen or the unseen domains."""
-    scores = result[key] if key == "miou" else result["memory"][key]
+    scores = result[key] if key in result else result["memory"][key]
     return 100 * fmean(score for name, score in scores.items() if name.startswith(side))
 
 
@@ -175,6 +175,25 @@ def parts(results: Results) -> Iterator[str]:
         )
 
 
+def statistics(results: Results) -> Iterator[str]:
+    """BatchNorm statistics of training, and of the images that are scored."""
+    rows = []
+    key = "miou with own statistics"
+    for cell, every in results.items():
+        if runs := [run for run in every if run.get(key)]:
+            rows.append(
+                [cell, ", ".join(str(run["seed"]) for run in runs)]
+                + [
+                    spread([mean_of(run, side, k) for run in runs])
+                    for side in ("unseen", "seen")
+                    for k in ("miou", key)
+                ]
+            )
+    if rows:
+        yield "### BatchNorm statistics: of training, and of the scored domain's own images"
+        yield table(["", "seeds", "unseen", "own", "seen", "own"], rows)
+
+
 def gap(results: Results) -> Iterator[str]:
     """How far the unseen domains are: learnt from, and not."""
     rows = []
@@ -254,7 +273,7 @@ def classes(results: Results) -> Iterator[str]:
 
 
 SECTIONS: list[Callable[[Results], Iterator[str]]] = [
-    modes, parts, gap, memory, gradients, classes,
+    modes, parts, statistics, gap, memory, gradients, classes,
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -70,6 +71,7 @@ def run(cell: str, seed: int, out: Path, results: Path, device: str = "cpu") -> 
         "cpu_seconds": None if resumed else time.process_time() - cpu,
         "memory": _memory(trainer, CELLS[cell].attention),
         "gradients": _gradients(trainer) if config.meta else {},
+        "miou with own statistics": own_statistics(trainer),
         "versions": {"pinmem": pinmem.__version__, "torch": torch.__version__},
         "device": device_name(trainer.device),
     }
@@ -182,6 +184,34 @@ def _memory(trainer: Trainer, temperature: float) -> dict[str, Any]:
         for i, a in enumerate(names)
         for b in names[:i]
     }
+    return found
+
+
+@torch.no_grad()
+def own_statistics(trainer: Trainer) -> dict[str, float]:
+    """The scores where each domain's images are normalised with BatchNorm statistics of their own.
+
+    As every pass of meta-learning normalises them, which sees one domain at a time.
+    """
+    model = trainer.model
+    full = {name: value.clone() for name, value in model.state_dict().items()}
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    found = {}
+    for name, dataset in trainer.validation.items():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean of all batches
+            layer.train()
+        count, size = len(dataset), trainer.config.batch_size  # type: ignore[arg-type]
+        for index in range(0, count, size):
+            # The last image fills its batch up: a head that pools needs more than one.
+            images = [dataset[min(index + i, count - 1)][0] for i in range(size)]
+            model(torch.stack(images).to(trainer.device))
+        found[name] = score(confusion_of(model, dataset, workers=0)).miou
+        model.load_state_dict(full)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
     return found
 
 
