@@ -108,9 +108,9 @@ def unavailable(name: str) -> str:
         return _not_built(path.name) or f"{path} is not there (pip install -e . builds it)"
     try:
         torch.ops.load_library(path)
-    except OSError as error:
+        return _old_driver(ctypes.CDLL(str(path))) if name == "cuda" else ""
+    except (OSError, AttributeError) as error:  # the latter: an older build, without a symbol
         return f"{path.name} does not load: {' '.join(str(error).split())}"
-    return _old_driver(ctypes.CDLL(str(path))) if name == "cuda" else ""
 
 
 def _old_driver(library: ctypes.CDLL) -> str:
