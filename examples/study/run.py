@@ -33,6 +33,7 @@ from pinmem.train import Trainer
 
 aten = torch.ops.aten
 CONFIG = Path("configs/default.yaml")
+_STATISTICS_BATCH = 4  # images of one domain, as in a pass of the default run
 _GRADIENT_BATCHES = 8
 
 
@@ -203,10 +204,11 @@ def own_statistics(trainer: Trainer) -> dict[str, float]:
             layer.reset_running_stats()
             layer.momentum = None  # the mean of all batches
             layer.train()
-        count, size = len(dataset), trainer.config.batch_size  # type: ignore[arg-type]
-        for index in range(0, count, size):
+        count = len(dataset)  # type: ignore[arg-type]
+        for index in range(0, count, _STATISTICS_BATCH):
             # The last image fills its batch up: a head that pools needs more than one.
-            images = [dataset[min(index + i, count - 1)][0] for i in range(size)]
+            places = range(index, index + _STATISTICS_BATCH)
+            images = [dataset[min(place, count - 1)][0] for place in places]
             model(torch.stack(images).to(trainer.device))
         found[name] = score(confusion_of(model, dataset, workers=0)).miou
         model.load_state_dict(full)
