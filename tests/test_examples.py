@@ -13,6 +13,7 @@ import pinmem
 from examples import imagenet, maml, op_pictures, own_backbone, own_dataset, prototypes
 from examples.study import report
 from examples.study import run as study
+from pinmem.train import Trainer
 
 from .scenes import small_run
 
@@ -72,15 +73,36 @@ def test_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cell, folder in (("joint", 0), ("memory-mldg", 0), ("memory-mldg", 1)):
         study.run(cell, 0, tmp_path / f"runs{folder}", results[folder])
     first, again = (json.loads((r / "memory-mldg-0.json").read_text()) for r in results)
-    for measured in ("miou", "curves", "memory", "gradients"):
+    own = "miou with own statistics"
+    for measured in ("miou", "curves", "memory", "gradients", own):
         assert first[measured] and first[measured] == again[measured], measured
+    assert first[own].keys() == first["miou"].keys() and first[own] != first["miou"]
     document = tmp_path / "study.md"
     document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     report.write(results[0], document)
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| memory-mldg - joint |" in text and "own slot nearest" in text
+    assert "### BatchNorm statistics" in text
     assert (tmp_path / "images" / "study-curves.svg").exists()
+
+
+def test_own_statistics_are_not_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = small_run(tmp_path)
+    monkeypatch.setattr(study, "CONFIG", tmp_path / "default.yaml")
+    study.CONFIG.write_text(yaml.safe_dump(options | {"crop_size": [64, 64]}))
+    trainer = Trainer(study.config_of("joint", 0, tmp_path / "run", "cpu"))
+    before = study.own_statistics(trainer)
+    for name, buffer in trainer.model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(torch.randn_like(buffer) * 10)
+        elif name.endswith("num_batches_tracked"):
+            buffer.fill_(100)
+    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    assert study.own_statistics(trainer) == before
+    assert all(torch.equal(state[name], v) for name, v in trainer.model.state_dict().items())
 
 
 def test_intervals() -> None:
