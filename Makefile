@@ -64,7 +64,7 @@ format: venv
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-# Two source domains to learn from and one never seen, then a short run from nothing.
+# Two domains to learn from and two never seen, then a short run from ImageNet weights.
 train: $(VENV)/.runs
 	if test -e $(VENV)/.installed; then $(MAKE) build; \
 		else $(FOR_A_RUN) $(PY) setup.py -q build_ext --inplace; fi
