@@ -34,8 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         metavar="TARGET",
         help="compile the Triton kernels for GPUs that need not be there (sm_80, sm_86, sm_89,"
-        " sm_90, sm_100, gfx942) and print registers, spills, shared memory and occupancy; with --smoke only what"
-        " training meets",
+        " sm_90, sm_100, gfx942) and print registers, spills, shared memory and occupancy; with"
+        " --smoke only what training meets",
     )
     args = parser.parse_args(arguments)
     args.ops = args.ops.split(",") if args.ops else list(FILES)

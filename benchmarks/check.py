@@ -13,8 +13,9 @@ from torch import Tensor
 FLOOR = {torch.float64: 1e-11, torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 SCALAR_FLOOR = {torch.float64: 1e-14}  # else that of float32:
 FLOAT32_SCALAR_FLOOR = 2**-23
-# A baseline only has to compute the same thing: relative error of the whole result.
-LOOSE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# A baseline only has to compute the same thing: relative error of the whole result. In 16 bits
+# PyTorch adds up the many terms of a gradient in that type.
+LOOSE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 # Of a function with kinks (ReLU): whatever is within a rounding of one may get the other slope.
 KINKED = 0.5
 # Of the counted pixels, how many may lie on the border between two classes.

@@ -11,6 +11,7 @@ import torch
 import pinmem
 from benchmarks.case import FILES, cases, title
 from benchmarks.plan import Plan
+from benchmarks.timing import Rotation
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +47,7 @@ def call(case: Any, name: str) -> Any:
     if fault:
         pytest.fail(f"refused: {fault}")
     with pinmem.backend(case.backend_of(name)):
-        once = case.call(name)
+        once = Rotation([case.call(name, seed) for seed in range(case.sets)])
         once()
         yield _waiting(once) if case.plan.device == "cuda" else once
     case.release()

@@ -18,7 +18,9 @@ PASSES = (BACKWARD,)
 KINKED = True  # its branches end in ReLU
 
 
-def OURS(module: ClassMemory, query: Tensor, labels: Tensor) -> tuple[Tensor, ...]:  # noqa: N802
+def OURS(  # noqa: N802
+    module: ClassMemory, query: Tensor, labels: Tensor, wide_labels: Tensor
+) -> tuple[Tensor, ...]:
     with _autocast(query):
         features, scores = module.read(query)
         reading = module.reading_loss(scores, labels)
@@ -29,11 +31,12 @@ def OURS(module: ClassMemory, query: Tensor, labels: Tensor) -> tuple[Tensor, ..
 EAGER = OURS
 
 
-def _published(module: ClassMemory, query: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    labels = labels.long()  # the release keeps its labels in int64
+def _published(
+    module: ClassMemory, query: Tensor, labels: Tensor, wide_labels: Tensor
+) -> tuple[Tensor, ...]:
     with _autocast(query):
-        found = published.read(module, module.memory, query, labels)
-        written = published.write(module, module.memory, query, labels)
+        found = published.read(module, module.memory, query, wide_labels)
+        written = published.write(module, module.memory, query, wide_labels)
     return found.features, found.loss, *written
 
 
@@ -54,7 +57,9 @@ def make(size: Size, dtype: torch.dtype, source: Source, variant: str) -> Inputs
                 parameter.copy_(values * (2 / parameter.shape[1]) ** 0.5)
     module.store(source.unit_rows(size.classes, size.channels, dtype=torch.float32))
     labels = source.labels(size)
-    return Inputs([query, *module.parameters()], {"labels": labels}, module)
+    # The release keeps its labels in int64.
+    constants = {"labels": labels, "wide_labels": labels.long()}
+    return Inputs([query, *module.parameters()], constants, module)
 
 
 def moved(size: Size, itemsize: int, what: str, variant: str) -> int:

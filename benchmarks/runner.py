@@ -53,7 +53,11 @@ def run(
                 results["skipped"][title(case)] = f"the {budget:.0f} s were over"
                 continue
             _say(title(case))
-            results["rows"].append(measure(plan, case, index, weigh))
+            try:
+                results["rows"].append(measure(plan, case, index, weigh))
+            except torch.OutOfMemoryError as error:  # of all implementations together
+                results["skipped"][title(case)] = _one_line(error)
+                _say(f"  skipped: {_one_line(error)}")
             save(results)
             case.release()
             gc.collect()

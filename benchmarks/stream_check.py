@@ -32,6 +32,14 @@ HOST_READS = frozenset({
 })  # fmt: skip
 
 
+# They count the pixels of a mask, unlike those of a list of indices.
+INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
 class HostRead(RuntimeError):
     """Something asked for a value."""
 
@@ -47,7 +55,7 @@ class CountHostReads(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function._schema.name.partition("::")[2]
-        if name in HOST_READS:
+        if name in HOST_READS or (name in INDEXED and _has_mask(args[1])):
             self.count += 1
             if self.forbid:
                 raise HostRead(f"{name} reads a value")

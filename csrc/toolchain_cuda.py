@@ -47,7 +47,7 @@ def build_cuda(output: Path, torch: Torch | None = None, folder: Path = OBJECTS 
     base += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr"]
     objects = [
         Object(folder / f"{source.stem}.o", source, [*base, *torch.headers])
-        for source in [*sources(CUDA, "*.cu"), *sources(CUDA, "*.cpp")]
+        for source in sources(CUDA, "*.cu")
     ]
     # The runtime goes in whole: it shares the device's primary context with torch's own, and
     # nobody has to have a libcudart of this release.

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import os
+import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,7 +110,10 @@ def unavailable(name: str) -> str:
         return _not_built(path.name) or f"{path} is not there (pip install -e . builds it)"
     try:
         torch.ops.load_library(path)
-        return _old_driver(ctypes.CDLL(str(path))) if name == "cuda" else ""
+        if name == "cpu":
+            return ""
+        library = ctypes.CDLL(str(path))
+        return _old_driver(library) or _no_code(library)
     except (OSError, AttributeError) as error:  # the latter: an older build, without a symbol
         return f"{path.name} does not load: {' '.join(str(error).split())}"
 
@@ -120,6 +125,19 @@ def _old_driver(library: ctypes.CDLL) -> str:
         return ""
     built, driver = (f"{each // 1000}.{each % 1000 // 10}" for each in (needed, known))
     return f"_cuda.so is built with CUDA {built}, and the driver knows CUDA up to {driver}"
+
+
+def _no_code(library: ctypes.CDLL) -> str:
+    """Why the library's kernels do not run on the current GPU; empty where they do."""
+    index = torch.cuda.current_device()  # the others' contexts would take memory on each
+    if library.pinmem_runs_on(index):
+        return ""
+    return f"_cuda.so has no code for {_gpu(index)} (TORCH_CUDA_ARCH_LIST at the build adds it)"
+
+
+def _gpu(index: int) -> str:
+    capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+    return f"{torch.cuda.get_device_name(index)}, compute capability {capability}"
 
 
 def _library(name: str) -> Path:
@@ -142,8 +160,18 @@ def _triton_unavailable() -> str:
         return "Triton is not installed"
     if find_spec("pinmem.kernels") is None:
         return "pinmem.kernels is not installed (pip install -e . maps the folder kernels/ to it)"
-    if not torch.cuda.is_available() and not triton_interpreted():
+    if triton_interpreted():
+        return ""
+    if not torch.cuda.is_available():
         return "no GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for testing)"
+    if torch.cuda.get_device_capability() < (8, 0):
+        found = _gpu(torch.cuda.current_device())
+        return f"its kernels are for compute capability 8.0 on, got {found}"
+    try:
+        # Compiles, or finds in its cache, what every launch needs: without a C compiler it raises.
+        _ = importlib.import_module("triton.runtime").driver.active
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton does not start: {' '.join(str(error).split())}"
     return ""
 
 

@@ -30,13 +30,20 @@ def batch_norm(
     """``F.batch_norm``, twice differentiable on maps; in training over the images of all ranks.
 
     Raises:
-        ValueError: over several ranks, where the input is no map or has no weight and bias.
+        ValueError: in training, a channel has one value; or over several ranks the input is neither
+            a map with weight and bias nor a weight that is standardised.
     """
     if training and weight is not None and bias is not None and input.ndim == 4:
+        if active() is None and input.shape[1] and _pixels(input) == 1:
+            raise ValueError(
+                f"batch_norm: got {list(input.shape)}, expected several values a channel"
+            )
         return _BatchNorm.apply(
             input, weight, bias, running_mean, running_var, momentum, eps, active()
         )
-    if training and active() is not None:
+    # timm standardises weights [O,C,kh,kw] as [1,O,C kh kw]: they are the same on all ranks.
+    standardises = input.ndim == 3 and len(input) == 1 and running_mean is None
+    if training and active() is not None and not standardises:
         raise ValueError(
             f"batch_norm: got {list(input.shape)}{'' if weight is not None else ', no weight'}, "
             "expected maps [B,C,H,W] with weight and bias over several ranks"

@@ -5,13 +5,11 @@ Written beside and renamed, so that a file of the right name is always whole.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from pinmem.data import Classes
 from pinmem.models import Segmenter, build_model
 from pinmem.models.official import from_official, official_tensors
 from pinmem.models.state import mismatch, read_file
+from pinmem.writing import write_beside
 
 FORMAT = 1
 HEADER = "pinmem"
@@ -152,7 +151,7 @@ def load_trained(
     return open_trained(path, device, model, output_stride)[0]
 
 
-def start_from(path: str | Path, network: Segmenter, model: str) -> bool:
+def start_from(path: str | Path, network: Segmenter, model: str, classes: Classes) -> bool:
     """Put a file's weights into a network that is to be trained further.
 
     Args:
@@ -160,14 +159,20 @@ def start_from(path: str | Path, network: Segmenter, model: str) -> bool:
         network: of the same architecture and classes. It may have a memory where the file has
             none; that is then left as it is.
         model: its name.
+        classes: that the file has to have, where it names its own.
 
     Returns:
         Whether the file had a memory.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_weights`; or the network is another.
+        FileNotFoundError, ValueError: see `read_weights`; or the network or its classes are others.
     """
-    state = read_weights(path, model=model).state
+    weights = read_weights(path, model=model)
+    state, names = weights.state, weights.classes.names
+    if names not in (classes.names, tuple(map(str, range(len(names))))):
+        raise ValueError(
+            f"start: {path} has the classes {', '.join(names)}, expected {', '.join(classes.names)}"
+        )
     had_memory = "memory.memory" in state
     own = network.state_dict()
     if not had_memory:
@@ -197,31 +202,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full or not writable; the old file is as it was.
     """
-    write_beside(path, lambda file: torch.save({"format": FORMAT, **content}, file))
-
-
-def write_beside(
-    path: Path, write: Callable[[IO[bytes]], object], kind: str = "checkpoint"
-) -> None:
-    """Write a file so that ``path`` holds the old content or the new, never a part.
-
-    Raises:
-        OSError: the disk is full or not writable; the old file is as it was.
-    """
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(beside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OSError(f"{kind} {path}: could not be written: {reason}") from error
+    write_beside(
+        path,
+        lambda file: torch.save({"format": FORMAT, **content}, file),
+        "checkpoint",
+        durable=True,
+    )
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

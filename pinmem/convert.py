@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from pinmem.checkpoint import FORMAT, HEADER, Weights, network_of, read_weights, save, write_beside
+from pinmem.checkpoint import FORMAT, HEADER, Weights, network_of, read_weights, save
 from pinmem.models.official import official_name
 from pinmem.models.state import mismatch
 from pinmem.program import parse, run
+from pinmem.writing import write_beside
 
 Format = Literal["pinmem", "safetensors", "published"]
 
@@ -58,7 +59,7 @@ def write(path: Path, weights: Weights, form: Format) -> None:
         )
     if form == "published":
         content = _published(weights)
-        write_beside(path, lambda file: torch.save(content, file))
+        write_beside(path, lambda file: torch.save(content, file), "checkpoint")
         return
     about = {"config": weights.config, "classes": weights.classes.state()}
     if form == "pinmem":
@@ -66,7 +67,8 @@ def write(path: Path, weights: Weights, form: Format) -> None:
         return
     tensors = {name: tensor.contiguous() for name, tensor in weights.state.items()}
     header = {"format": "pt", HEADER: json.dumps({"format": FORMAT, **about})}
-    write_beside(path, lambda file: file.write(safetensors_bytes(tensors, header)))
+    content = safetensors_bytes(tensors, header)
+    write_beside(path, lambda file: file.write(content), "checkpoint")
 
 
 def _published(weights: Weights) -> dict[str, Any]:

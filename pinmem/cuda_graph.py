@@ -105,7 +105,10 @@ class GraphedStep:
         pools = (other.graph.pool() for other in self._recordings.values() if other.graph)
         # Nodes of autograd's that still live in a cycle would wait for another stream.
         gc.collect()
-        with torch.cuda.graph(graph, pool=next(pools, None), stream=self._stream):
+        # The loader's thread pins memory meanwhile, which "global" would not allow it.
+        with torch.cuda.graph(
+            graph, next(pools, None), self._stream, capture_error_mode="thread_local"
+        ):
             recording.losses = self._step(recording.batches)
         recording.graph = graph
 

@@ -23,7 +23,6 @@ import pinmem
 from pinmem.checkpoint import load_trained, open_trained
 from pinmem.config import named_folder
 from pinmem.data import Classes, dataset_name
-from pinmem.data.cache import write_beside
 from pinmem.evaluation import (
     Inference,
     Protocol,
@@ -39,6 +38,7 @@ from pinmem.evaluation import (
 from pinmem.extras import optional
 from pinmem.program import parse, run
 from pinmem.progress import progress
+from pinmem.writing import write_beside
 
 __all__ = [
     "Score",
@@ -105,7 +105,7 @@ class EvaluateConfig:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the GPU where there is one.
+    """The device of that name, made the current one; ``auto`` is the GPU where there is one.
 
     Raises:
         ValueError: no such device here.
@@ -118,6 +118,10 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {name!r}, but no CUDA device is available")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"device: got {name!r} of {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(device)
     return device
 
 

@@ -76,7 +76,7 @@ class Watch:
             row = dict(zip(names, values, strict=True))
             if bad := [name for name, value in row.items() if not math.isfinite(value)]:
                 losses = (f"{k.removeprefix('loss/')} {v:.4g}" for k, v in row.items())
-                raise self._not_finite(iteration, bad, f" ({', '.join(losses)})")
+                raise self.not_finite(iteration, bad, f" ({', '.join(losses)})")
             rows.append(row)
         return rows
 
@@ -90,15 +90,16 @@ class Watch:
         device = next(self._model.parameters()).device
         flags = torch.stack([v.isfinite().all().to(device) for v in floats.values()]).tolist()
         if bad := [name for name, fine in zip(floats, flags, strict=True) if not fine]:
-            raise self._not_finite(iteration, bad)
+            raise self.not_finite(iteration, bad)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        self._gradient = torch.nn.utils.get_total_norm(
-            [p.grad for p in parameters if p.grad is not None]
-        )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # In one place, which a CUDA graph that is replayed writes again.
+        self._gradient = norm if self._gradient is None else self._gradient.copy_(norm)
 
-    def _not_finite(self, iteration: int, what: list[str], values: str = "") -> NotFinite:
+    def not_finite(self, iteration: int, what: list[str], values: str = "") -> NotFinite:
+        """An error that names what is not finite, and the images of the iteration."""
         more = f" and {len(what) - _SHOWN} more" if len(what) > _SHOWN else ""
         files = "before the first batch"
         if iteration >= 0:

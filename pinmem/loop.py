@@ -50,13 +50,18 @@ def _iterate(trainer: Trainer) -> None:
         ends = done in (0, config.iterations)
         validates = ends or (config.validate_every > 0 and done % config.validate_every == 0)
         if validates and trainer.validated != done:
+            _save_before(trainer)
             trainer.validate()
         if (ends or done % config.checkpoint_every == 0) and trainer.unsaved:
             trainer.save("last.pt")
         if done >= config.iterations:
             return
         if done == config.whitening_start:
-            choose_covariances(trainer.model, trainer.sources, config, report.track, trainer.ranks)
+            _save_before(trainer)
+            with trainer.signals.at_once():
+                choose_covariances(
+                    trainer.model, trainer.sources, config, report.track, trainer.ranks
+                )
         trainer.signals.check(trainer.ranks)
         began = time.perf_counter()
         if loader is None:
@@ -68,10 +73,20 @@ def _iterate(trainer: Trainer) -> None:
         trainer.iteration += 1
         trainer.unsaved = True
         # Reading the numbers waits for a GPU: there it is done when they are wanted.
-        if trainer.device.type == "cpu" or trainer.iteration % config.log_every == 0:
+        logs = not trainer.iteration % config.log_every or trainer.iteration == config.iterations
+        if trainer.device.type == "cpu" or logs:
             report.add(watch.fetch())
         rate = trainer.optimizer.param_groups[0]["lr"]
         report.step(trainer.iteration, waited, rate, len(trainer.skipped) + trainer.overflows)
+
+
+def _save_before(trainer: Trainer) -> None:
+    """Before what stops at once, on one of several ranks too, and draws random numbers.
+
+    Not before the first validation, which may find that its labels are wrong.
+    """
+    if trainer.unsaved and trainer.iteration > 0:
+        trainer.save("last.pt")
 
 
 def _go_back(trainer: Trainer, error: NotFinite) -> None:
@@ -93,7 +108,7 @@ def _go_back(trainer: Trainer, error: NotFinite) -> None:
 def _stopped(trainer: Trainer, stop: Stopped) -> Stopped:
     """Save what there is; the same with a message that says how to go on."""
     name = signal.Signals(stop.signal).name
-    if not trainer.has_memory:
+    if trainer.saved < 0 and trainer.iteration == 0:
         return Stopped(stop.signal, f"stopped by {name} before there was anything to save")
     if trainer.unsaved:
         trainer.save("last.pt")

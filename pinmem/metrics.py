@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from pinmem.checkpoint import write_beside
 from pinmem.config import TrainConfig
 from pinmem.extras import optional
+from pinmem.writing import write_beside
 
 
 class Metrics:

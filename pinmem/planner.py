@@ -43,7 +43,8 @@ class Run:
         if storages:
             storages.shapes = {p.shape for p in network.parameters()}
             storages.kind = OPTIMISER
-        self.optimizer = build_optimizer(config, network)
+        # apex's fused SGD, which needs a GPU, keeps the same momentum.
+        self.optimizer = build_optimizer(replace(config, optimizer="sgd"), network)
         # A step without gradients makes the optimiser's state.
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pinmem.data import (
     build_dataset,
     dataset_name,
 )
-from pinmem.data.parse import open_description
+from pinmem.data.errors import NoImages
 from pinmem.data.statistics import ClassPlaces, Track
 from pinmem.data.transforms import Geometry
 from pinmem.distributed import Ranks
@@ -79,24 +80,22 @@ def open_validation(
 
     ``select``: those of ``config.select_on``, which choose the best checkpoint; ``seen``: the
     sources' own, which do so where there are no others; ``unseen``: those of no influence. A source
-    whose description has no validation split goes without.
+    without an image of a validation split goes without.
     """
-    sets: dict[str, tuple[str, str]] = {}
+    sets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {}
     for option, side in (("sources", "seen"), ("select_on", "select"), ("unseen", "unseen")):
         for text in dict.fromkeys(getattr(config, option)):
-            head = named_folder(option, text)[0]
-            layouts = open_description(head)[0].layouts
-            if side == "seen" and not any(layout.holds("val") for layout in layouts):
-                continue
-            name = f"{side}/{dataset_name(head)}"
+            name = f"{side}/{dataset_name(named_folder(option, text)[0])}"
             same = sum(key.partition("#")[0] == name for key in sets)
-            sets[f"{name}#{same + 1}" if same else name] = (option, text)
-    return {
-        name: open_dataset(
-            option, text, "val", config.validate_size, config.validate_images, classes
-        )
-        for name, (option, text) in sets.items()
-    }
+            try:
+                sets[f"{name}#{same + 1}" if same else name] = open_dataset(
+                    option, text, "val", config.validate_size, config.validate_images, classes
+                )
+            except NoImages as error:
+                if side != "seen":
+                    raise
+                logging.getLogger(__name__).warning(f"{error}; it is not validated on")
+    return sets
 
 
 def judges(config: TrainConfig, validation: Iterable[str]) -> list[str]:

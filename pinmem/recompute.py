@@ -108,6 +108,8 @@ class _Gradients(Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("checkpoint: third derivatives are not implemented")
         needs = (True, *ctx.needs)
         cotangent, *tensors = leaves_of(ctx.saved_tensors, needs)
         grads = _gradients(ctx.stage, ctx.surroundings, cotangent, tensors, True)

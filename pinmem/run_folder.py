@@ -16,10 +16,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from pinmem.checkpoint import write_beside
 from pinmem.config import TrainConfig
 from pinmem.data import Classes, SegmentationDataset
 from pinmem.distributed import started
+from pinmem.writing import write_beside
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -41,6 +41,9 @@ def restore(trainer: Trainer, content: dict[str, Any]) -> None:
     """Put everything of `state_of` in place."""
     checkpoint.load_model(trainer.folder.last, content, trainer.model)
     trainer.optimizer.load_state_dict(content["optimizer"])
+    for group in trainer.optimizer.param_groups:  # which the run may have changed
+        group["momentum"] = trainer.config.momentum
+        group["weight_decay"] = trainer.config.weight_decay
     if trainer.graphed is not None:
         trainer.graphed.forget()
     if trainer.scale is not None and content["scale"] is not None:
@@ -50,7 +53,8 @@ def restore(trainer: Trainer, content: dict[str, Any]) -> None:
         mask.copy_(chosen)
     trainer.unsaved = False
     trainer.validated, trainer.skipped = content["validated"], content["skipped"]
-    trainer.best, trainer.scores = content["best"], content["scores"]
+    trainer.scores = content["scores"]
+    trainer.best = content["best"] if content["judged_on"] == trainer.judged_on else -1.0
     trainer.start_scores = content["start_scores"]
     torch.set_rng_state(content["rng"])
     if trainer.device.type == "cuda" and content["cuda_rng"] is not None:

@@ -41,9 +41,9 @@ def _convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] | str = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    stride: Sequence[int] | int = 1,
+    padding: Sequence[int] | int | str = 0,
+    dilation: Sequence[int] | int = 1,
     groups: int = 1,
 ) -> Tensor:
     if isinstance(padding, str):
@@ -51,9 +51,16 @@ def _convolution(
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
-    shape = (list(stride), list(padding), list(dilation), False, [0, 0], groups)
+    sides = [
+        [side] * 2 if isinstance(side, int) else list(side) for side in (stride, padding, dilation)
+    ]
+    shape = (*sides, False, [0, 0], groups)
     found = _Convolution.apply(input, weight, shape)
     return found if bias is None else found + bias.to(found.dtype)[:, None, None]
+
+
+def _pair(sides: Sequence[int] | int) -> list[int]:
+    return [sides] * 2 if isinstance(sides, int) else list(sides)
 
 
 class _Convolution(Function):

@@ -51,6 +51,8 @@ from pinmem.step import (
 )
 from pinmem.stop import StopSignals
 
+_LEAST_SCALE = 2.0**-14  # of float16's losses; below, it is not the gradients that are too large
+
 _PLAN = (
     "--plan: run on no data but print the memory that a step takes, on any machine; "
     "--plan_gb N: and the largest crop and batch in N GB; --measure: and the measured peak."
@@ -112,7 +114,9 @@ class Trainer:
         # A memory that is read from a file is not initialised again.
         self.has_memory = self.model.memory is None or resumed
         if config.start is not None and not resumed:
-            self.has_memory |= checkpoint.start_from(config.start, self.model, config.model)
+            self.has_memory |= checkpoint.start_from(
+                config.start, self.model, config.model, self.classes
+            )
         if self.ranks is not None:
             self.ranks.as_first([*self.model.parameters(), *self.model.buffers()])
         self.folder = RunFolder(
@@ -190,7 +194,15 @@ class Trainer:
         losses = iterate(
             config, self.model, self.optimizer, batches, self.inner_lr, self.scale, self.ranks
         )
-        return losses if self.overflows == overflows else {}
+        if self.overflows == overflows:
+            return losses
+        assert self.scale is not None
+        if self.scale.value < _LEAST_SCALE:
+            raise self.watch.not_finite(
+                self.iteration,
+                [f"the gradient, whatever the losses' scale, {self.scale.value:.0e}"],
+            )
+        return {}
 
     def initialise_memory(self) -> None:
         """Store the class means over two passes of draws; see `initial_memory`."""
@@ -260,11 +272,7 @@ class Trainer:
         content = checkpoint.load(path)
         changes = check_resume(path, content, self.config, self.fingerprints, self.classes)
         restore(self, content)
-        for group in self.optimizer.param_groups:  # the checkpoint's own came with its state
-            group["momentum"] = self.config.momentum
-            group["weight_decay"] = self.config.weight_decay
         if content["judged_on"] != self.judged_on:
-            self.best = -1.0
             changes.append("best.pt is chosen anew, on other validation images")
         return changes
 

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
+if GPU:
+    # Read at the first product: what deterministic algorithms need.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+else:
     # Read when a kernel is declared: before anything imports pinmem.kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)

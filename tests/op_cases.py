@@ -27,6 +27,8 @@ FLOOR = {
     torch.float16: 2**-11,
 }
 SUM_FLOOR = dict.fromkeys(FLOOR, 2**-21) | {torch.float64: 1e-14}
+# Where Triton's kernels run: without a GPU in the interpreter.
+TRITON_ON = [pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else "cpu"]
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 

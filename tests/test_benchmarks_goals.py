@@ -54,6 +54,28 @@ def test_memory_is_bounded_from_above() -> None:
     assert "| 20x | 30x |" in line(text, "memory_module: time against published")
 
 
+def test_the_share_of_the_bandwidth_is_that_of_the_largest_maps() -> None:
+    results = results_of("class_sums", 0.002, 0.1)
+    goal = goals.Goal("class_sums", BACKWARD, "copy", 0.85, "share of copy")
+    small = results_of("class_sums", 1.0, 0.1)["rows"]
+    small[0]["moved"] /= 100
+    found = list(goals._values(goal, "float32", results))
+    results["rows"] += small
+    assert list(goals._values(goal, "float32", results)) == found and len(found) == 1
+
+
+def test_what_was_not_weighed_has_no_figure() -> None:
+    results = results_of("memory_module", 1.0, 1.0, published=30.0)
+    results["rows"][0]["results"]["cpu"]["peak"] = None
+    assert "| 60 MB |  |" in line(goals.markdown(results), "memory_module: peak memory")
+
+
+def test_a_miss_without_its_baseline_is_a_time() -> None:
+    results = results_of("memory_update", 130e-6, 100e-6)
+    results["dispatch"] = {}
+    assert "- memory_update: 0.13 ms" in goals.markdown(results)
+
+
 def test_a_refused_row_has_no_figure() -> None:
     results = results_of("class_sums", 0.002, 0.1)
     results["rows"][0]["results"]["cpu"] = {"refused": "result 0: not finite"}

@@ -26,6 +26,7 @@ KERNELS_OF = {
     "upsampled_cross_entropy": "cross_entropy_",
     "upsampled_confusion": "confusion_",
     "memory_update": "memory_update_",
+    "release": "empty_kernel",
 }
 
 
@@ -94,7 +95,7 @@ def test_the_library_needs_no_cpp_symbol_of_torch(library: Path) -> None:
     assert [line for line in symbols if re.search(r"\b(at|c10|caffe2|torch)::", line)] == []
     defined = [line for line in symbols if " T " in line or " W " in line]
     exported = {line.split()[-1] for line in defined if "pinmem" in line}
-    assert exported == {"pinmem_built_with_cuda", "pinmem_driver_knows_cuda"}
+    assert exported == {"pinmem_built_with_cuda", "pinmem_driver_knows_cuda", "pinmem_runs_on"}
 
 
 def test_the_library_brings_the_cuda_runtime_along(library: Path) -> None:
@@ -106,8 +107,9 @@ def test_the_library_brings_the_cuda_runtime_along(library: Path) -> None:
 def test_the_library_says_what_it_needs_of_a_driver(library: Path) -> None:
     loaded = ctypes.CDLL(str(library))
     assert loaded.pinmem_built_with_cuda() // 1000 == int(str(torch.version.cuda).split(".")[0])
-    assert (loaded.pinmem_driver_knows_cuda() > 0) == torch.cuda.is_available()
-    assert (backends._old_driver(loaded) == "") == torch.cuda.is_available()
+    assert loaded.pinmem_runs_on(0) == torch.cuda.is_available()
+    if torch.cuda.is_available():
+        assert backends._old_driver(loaded) == ""
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,45 @@ def test_an_older_driver_is_the_reason(driver: int, reason: str) -> None:
         pinmem_built_with_cuda=lambda: 13000, pinmem_driver_knows_cuda=lambda: driver
     )
     assert backends._old_driver(library) == reason
+
+
+def test_a_gpu_without_code_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_a_gpu(monkeypatch, (7, 5))
+    library = SimpleNamespace(pinmem_runs_on=lambda index: index == 0)
+    assert backends._no_code(library).startswith(
+        "_cuda.so has no code for Some GPU, compute capability 7.5 "
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert backends._no_code(library) == ""
+
+
+def test_why_triton_cannot_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old GPU, or no C compiler, which Triton needs for its first launch."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    pretend_a_gpu(monkeypatch, (7, 5))
+    assert "compute capability 8.0 on, got Some GPU" in backends._triton_unavailable()
+    pretend_a_gpu(monkeypatch, (9, 0))
+    runtime = SimpleNamespace(driver=SimpleNamespace(active=None))
+    monkeypatch.setattr(backends.importlib, "import_module", lambda _: runtime)
+    assert backends._triton_unavailable() == ""
+
+    class NoCompiler:
+        @property
+        def active(self) -> None:
+            raise RuntimeError("Failed to find C compiler.\n  Please specify via CC")
+
+    runtime.driver = NoCompiler()
+    assert backends._triton_unavailable() == (
+        "Triton does not start: Failed to find C compiler. Please specify via CC"
+    )
+
+
+def pretend_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    for name, value in {
+        "is_available": True, "current_device": 1, "get_device_name": "Some GPU",
+        "get_device_capability": capability,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
 
 
 def test_the_library_stays_unloaded_without_a_gpu(library: Path) -> None:

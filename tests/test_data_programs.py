@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,13 +186,25 @@ def test_a_run_does_not_go_on_with_other_classes(tmp_path):
         Trainer(TrainConfig(**options, resume=True))
 
 
-def test_a_source_without_validation_goes_without(own: Path, tmp_path):
+@pytest.mark.parametrize("told", ["description", "folder"])
+def test_a_source_without_validation_goes_without(told: str, own: Path, tmp_path, caplog, capsys):
+    """Whether its description names no such split, or its folder holds none of it."""
     path = own_tree(tmp_path)
-    text = path.read_text().replace("{split}", "train")
-    path.write_text(text)
+    if told == "description":
+        path.write_text(path.read_text().replace("{split}", "train"))
+    else:
+        for folder in sorted(tmp_path.rglob("val")):
+            shutil.rmtree(folder)
     options = tiny_run(tmp_path / "run", sources=[str(path)] * 2, unseen=[str(own)], iterations=1)
     trainer = Trainer(TrainConfig(**options))
     assert list(trainer.validation) == ["unseen/own"]
+    assert "split 'val', under root" in caplog.text and "it is not validated on" in caplog.text
+    assert check(["--dataset", str(path)]) == 0
+    assert ("a run that learns from it goes without" in capsys.readouterr().out) == (
+        told == "folder"
+    )
+    with pytest.raises(DataError, match="no image of"):
+        Trainer(TrainConfig(**options | {"unseen": [str(path)], "out": str(tmp_path / "other")}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pinmem.kernels import partials
 from pinmem.kernels.memory_read import double_backward, memory_gradient
 from pinmem.kernels.memory_read_project import pixel_sums
 
-from .op_cases import Shape, judge
+from .op_cases import TRITON_ON, Shape, judge
 
 PLANS = (memory_gradient._plan, double_backward._plan, pixel_sums._plan)
 
@@ -36,9 +36,9 @@ def test_several_blocks_per_program(op: str, layout: str, monkeypatch: pytest.Mo
             plan.cache_clear()
 
 
+@pytest.mark.parametrize("device", TRITON_ON)
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
-def test_every_program_is_added(count: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_every_program_is_added(count: int, device: str) -> None:
     parts = torch.randn(count, 57, device=device)[:, :51]
     total = torch.full((3, 20), torch.nan, device=device)
     partials.add_partials(parts, total[:, :17])

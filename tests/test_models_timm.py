@@ -10,6 +10,7 @@ import torch
 
 from pinmem.models import build_model
 from pinmem.models.timm_backbone import TimmBackbone
+from pinmem.recompute import recomputing
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,15 @@ def test_images_are_normalised_as_the_model_was_trained() -> None:
     backbone((pixels - mean) / std)
     torch.testing.assert_close(given[0], (pixels - 0.5) / 0.5, atol=1e-5, rtol=1e-5)
     assert TimmBackbone("convnext_atto").renormalize is None
+
+
+def test_stages_are_what_takes_one_tensor() -> None:
+    """HRNet's own Sequentials hand on lists: they, and what lies in them, are no stages."""
+    backbone = TimmBackbone("hrnet_w18_small").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with recomputing(backbone.stages()):
+        again = backbone(images)
+    plain = backbone(images)
+    assert len(backbone.stages()) > 3
+    for one, other in zip(again[:3], plain[:3], strict=True):
+        assert torch.equal(one, other)

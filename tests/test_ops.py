@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 import pinmem
@@ -106,8 +107,14 @@ def finest(backend: str) -> torch.dtype:
 @pytest.mark.parametrize("layout", FORMATS)
 def test_tf32(layout: str) -> None:
     """Where PyTorch's convolutions are in TF32, as by default, so is the projection."""
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    judge("memory_read_project", BASE, torch.float32, layout, "triton", "cuda")
+    case = build("memory_read_project", BASE).to(torch.float32, "cuda", FORMATS[layout])
+    found = []
+    for precision in ("ieee", "tf32"):
+        torch.backends.cudnn.conv.fp32_precision = precision
+        judge("memory_read_project", BASE, torch.float32, layout, "triton", "cuda")
+        with pinmem.backend("triton"):
+            found.append(case(*case.leaves())[0])
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("op, backend, device", implementations(SMOOTH, "cpu", "cuda"))
@@ -200,6 +207,21 @@ def recorded(case, backend: str, op: str) -> list[tuple[str, tuple]]:
     assert calls[0][0] == op
     assert len(calls) == (1 if op == "upsampled_confusion" else 3)
     return calls
+
+
+@pytest.mark.parametrize(
+    "op, backend, device", implementations(["upsampled_confusion"], reference=True)
+)
+def test_the_first_nan_is_the_largest_logit(op: str, backend: str, device: str) -> None:
+    """As torch.argmax says, whether one lane of a GPU has it or another, once or several times."""
+    for classes, where in ((5, 3), (5, 0), (70, 50), (70, slice(3, 60, 9))):
+        logits = torch.randn(1, classes, 4, 6, device=device)
+        logits[:, where, :2] = torch.nan
+        target = torch.zeros(1, 9, 11, dtype=torch.uint8, device=device)
+        full = F.interpolate(logits, size=(9, 11), mode="bilinear", align_corners=True)
+        wanted = torch.bincount(full.argmax(1).flatten(), minlength=classes)
+        with pinmem.backend(backend):
+            assert torch.equal(ops.upsampled_confusion(logits, target)[0], wanted)
 
 
 @pytest.mark.parametrize("op, backend, device", implementations())

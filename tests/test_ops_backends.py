@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ import pinmem
 from pinmem import backends, ops
 
 from .build_tools import ROOT
-from .op_cases import SMALL, SMOOTH, assert_bitwise, build, implementations
+from .op_cases import SMALL, SMOOTH, TRITON_ON, assert_bitwise, build, implementations
 
 
 def test_backends_are_chosen_and_refused() -> None:
@@ -29,12 +31,20 @@ def test_backends_are_chosen_and_refused() -> None:
             pinmem.set_backend("cuda")
 
 
-def test_more_classes_than_a_gpus_kernels_take() -> None:
-    for op in ops.__all__:
-        assert backends.candidates(op, "cuda", torch.float32, classes=257) == ("reference",)
-    query, memory = torch.randn(1, 4, 2, 2), torch.randn(65, 4)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    query, memory = query.to(device), memory.to(device)
+@pytest.mark.parametrize("op", ops.__all__)
+def test_how_many_classes_a_gpus_kernels_take(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "unavailable", lambda name: "")
+    monkeypatch.setattr(backends, "_implements", lambda name, op: True)
+    own = backends.ON_GPU[op]
+    most = backends.MOST_CLASSES[own]
+    choose = functools.partial(backends.unsupported.__wrapped__, own, op, "cuda", torch.float32)
+    assert choose(most) == ""
+    assert f"at most {most} slots or classes" in choose(most + 1)
+
+
+@pytest.mark.parametrize("device", TRITON_ON)
+def test_more_classes_than_a_gpus_kernels_take(device: str) -> None:
+    query, memory = torch.randn(1, 4, 2, 2, device=device), torch.randn(65, 4, device=device)
     with pinmem.backend("triton"), pytest.raises(pinmem.BackendError, match="at most 64 slots"):
         ops.memory_read(query, memory)
     _, scores = ops.memory_read(query, memory)
@@ -117,7 +127,8 @@ def test_every_op_has_its_files() -> None:
     assert backends.ON_GPU.keys() == names
     triton = {path.parent.name for path in (ROOT / "kernels").glob("*/__init__.py")}
     assert triton == on_gpu("triton")
-    assert {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")} == on_gpu("cuda")
+    kernels = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")}
+    assert kernels == on_gpu("cuda") | {"release"}
     glue = {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")}
     assert glue == names | {"library", "find_bad_label"}
     assert {path.stem for path in (ROOT / "pinmem/ops").glob("[!_]*.py")} == names

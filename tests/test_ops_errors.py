@@ -111,13 +111,15 @@ def test_on_a_gpu_a_label_out_of_range_counts_as_ignored(op, backend, device, mo
     argument = LABELLED[op]
     labels = torch.zeros(2, 7, 9, dtype=torch.uint8, device="cuda")
     wrong, ignored = labels.clone(), labels.clone()
-    wrong[:, 2], ignored[:, 2] = 77, 255
+    wrong[:, 3], ignored[:, 3] = 77, 255  # a row that features of three rows read
     first = "features" if op == "class_sums" else "logits"
     features = torch.randn(2, 4, 3, 5, device="cuda")
     with pinmem.backend(backend):
         one = call(op, **{first: features, argument: wrong})
         other = call(op, **{first: features, argument: ignored})
         torch.testing.assert_close(one, other)
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(one, call(op, **{first: features, argument: labels}))
         monkeypatch.setenv("PINMEM_CHECK", "1")
         with pytest.raises(ValueError, match=f"{argument}: got label 77"):
             call(op, **{first: features, argument: wrong})

@@ -112,6 +112,11 @@ def images_of(peak: Peak) -> int:
     return peak.kinds[ACTIVATIONS] + peak.kinds[BACKWARD]
 
 
+def test_apex_is_planned_where_it_is_not() -> None:
+    plain, apex = (Planner(small(optimizer=name), CPU).peak() for name in ("sgd", "apex_sgd"))
+    assert apex == plain
+
+
 def test_lean_second_order_is_leaner() -> None:
     whole = Planner(small(crop_size=128, meta_order=2), CPU).peak()
     lean = Planner(small(crop_size=128, meta_order=2, lean_second_order=True), CPU).peak()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pinmem.recompute import Stage, recomputing
 from pinmem.second_order import TwiceDifferentiable
 
 LAYERS = {
@@ -57,9 +60,20 @@ def test_the_second_derivative_is_pytorchs(name: str, memory_format: torch.memor
     wanted = second_order(layers[0], features, mode=False)
     got = second_order(layers[1], features, mode=True)
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-    assert got[0].grad_fn is None
     statistics = [dict(layer.named_buffers()) for layer in layers]
     torch.testing.assert_close(*statistics)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_recorded(name: str) -> None:
+    """Functions of our own, but for what falls back to PyTorch's."""
+    features = torch.randn(3, 4, 7, 6, dtype=torch.float64, requires_grad=True)
+    with TwiceDifferentiable():
+        node = layer_of(name)(features).grad_fn
+    if name == "strided with bias":
+        node = node.next_functions[0][0]  # before the sum
+    own = name not in ("padding by name", "without weight")
+    assert (type(node).__name__ in ("_ConvolutionBackward", "_BatchNormBackward")) == own
 
 
 @pytest.mark.parametrize("name", ["strided with bias", "normalised"])
@@ -101,6 +115,43 @@ def test_bfloat16_under_autocast_is_near_float64(name: str) -> None:
         assert got.dtype == theirs.dtype
         allowed = 1.5 * (theirs.double() - exact).norm() + 0.01 * exact.norm()
         assert (got.double() - exact).norm() <= allowed
+
+
+def test_sides_may_be_one_number() -> None:
+    features = torch.randn(1, 2, 7, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    sides = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}
+    with TwiceDifferentiable():
+        found = torch.conv2d(features, weight, None, **sides)
+    torch.testing.assert_close(found, torch.conv2d(features, weight, None, **sides))
+
+
+def test_one_value_a_channel_has_no_variance() -> None:
+    layer = nn.BatchNorm2d(3)
+    with TwiceDifferentiable(), pytest.raises(ValueError, match="expected several values a chann"):
+        layer(torch.randn(1, 3, 1, 1))
+    assert layer.running_var.isfinite().all()
+
+
+def test_standardised_weights_are_the_same_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's standardised convolutions normalise weights with F.batch_norm; not images."""
+    module = sys.modules["pinmem.batch_norm"]
+    monkeypatch.setattr(module, "active", lambda: object())
+    weight = torch.randn(1, 4, 9)
+    found = module.batch_norm(weight, None, None, training=True)
+    torch.testing.assert_close(found, nn.functional.batch_norm(weight, None, None, training=True))
+    with pytest.raises(ValueError, match=r"batch_norm: got \[2, 4, 9\], no weight"):
+        module.batch_norm(torch.randn(2, 4, 9), None, None, training=True)
+
+
+def test_a_third_derivative_of_a_checkpoint_raises() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2), nn.Tanh()).double()
+    features = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    with recomputing([Stage(layer, "forward")]):
+        output = layer(features)
+    (grad,) = torch.autograd.grad(output.sum(), features, create_graph=True)
+    with pytest.raises(NotImplementedError, match="checkpoint: third derivatives"):
+        torch.autograd.grad(grad.square().sum(), features, create_graph=True)
 
 
 def test_a_third_derivative_of_batch_norm_raises() -> None:

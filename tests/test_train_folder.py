@@ -144,6 +144,21 @@ def test_a_moved_dataset_is_the_same_and_a_changed_one_is_not(whole: Path, tmp_p
     assert "\n" not in str(caught.value) and (out / "last.pt").read_bytes() == before
 
 
+def test_weights_of_other_classes_begin_no_run(whole: Path, tmp_path: Path) -> None:
+    content = checkpoint.load(whole / "last.pt")
+    names = content["classes"]["names"]
+    names[:2] = names[1::-1]
+    checkpoint.save(tmp_path / "other.pt", content)
+    options = small_run(tmp_path / "run", start=str(tmp_path / "other.pt"))
+    with pytest.raises(
+        ValueError, match=r"start: .*other.pt has the classes sidewalk, road, .*road"
+    ):
+        Trainer(TrainConfig(**options))
+    content["classes"]["names"] = [str(k) for k in range(len(names))]  # named by nobody
+    checkpoint.save(tmp_path / "other.pt", content)
+    assert Trainer(TrainConfig(**options)).has_memory
+
+
 def test_a_checkpoint_that_is_no_run_is_refused(whole: Path, tmp_path: Path) -> None:
     content = checkpoint.load(whole / "last.pt")
     del content["optimizer"]

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from pinmem import checkpoint, train
+from pinmem import checkpoint, loop, train
 from pinmem.batches import Batches
 from pinmem.config import TrainConfig
 from pinmem.evaluate import load_trained
@@ -118,6 +119,32 @@ def test_on_a_gpu_numbers_are_read_when_they_are_wanted(tmp_path: Path, monkeypa
     assert set(read) == {0, 3, 4}
 
 
+def test_on_a_gpu_the_last_row_has_losses(tmp_path: Path, monkeypatch) -> None:
+    """An interval that the last iteration cuts short is read too."""
+    trainer = Trainer(TrainConfig(**small_run(tmp_path, log_every=3, iterations=4)))
+    added = []
+    trainer.report.add = lambda rows: added.append((trainer.iteration, len(rows)))  # type: ignore
+    trainer.device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    trainer.step = lambda images, labels: {}  # type: ignore[method-assign]
+    trainer.watch.fetch = lambda: [{}]  # type: ignore[method-assign]
+    trainer.has_memory = True
+    trainer.validate = trainer.save = lambda *_: None  # type: ignore[assignment, method-assign]
+    trainer.batches.loader = lambda _: [(None, None)] * 9  # type: ignore
+    loop._iterate(trainer)
+    assert added == [(3, 1), (4, 1)]
+
+
+def test_no_scale_of_the_losses_makes_it_finite(tmp_path: Path) -> None:
+    """float16 whose forward pass overflows ends the run, instead of skipping every iteration."""
+    trainer = Trainer(TrainConfig(**small_run(tmp_path, mode="joint", amp="float16")))
+    assert trainer.scale is not None
+    trainer.scale.value = 2.0**-14
+    next(trainer.model.parameters()).register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(NotFinite, match=r"iteration 1: .*whatever the losses' scale, 3e-05; its b"):
+        trainer.fit()
+
+
 def test_bad_batches_are_skipped_up_to_a_number(tmp_path: Path) -> None:
     for name, every in (("a", 1), ("b", 3)):
         options = small_run(tmp_path / name, skip_bad_batches=1, iterations=4)
@@ -135,6 +162,16 @@ def test_bad_batches_are_skipped_up_to_a_number(tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match="iteration 3"):
         trainer.fit()
     assert checkpoint.load(tmp_path / "c" / "last.pt")["skipped"] == [1]
+
+
+def test_going_back_keeps_what_a_resume_changed(whole, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    changed = {"momentum": 0.5, "weight_decay": 0.25, "validate_size": 32, "resume": True}
+    trainer = Trainer(TrainConfig(**small_run(out, **changed)))
+    assert trainer.best == -1.0  # scores at another size do not compare
+    loop.restore(trainer, checkpoint.load(out / "last.pt"))
+    (group,) = trainer.optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"], trainer.best) == (0.5, 0.25, -1.0)
 
 
 # Signals
@@ -175,6 +212,29 @@ def test_a_signal_stops_a_run_that_goes_on(number, during, whole, tmp_path, monk
     again = TrainConfig(**yaml.safe_load(Path(command[0]).read_text()) | {"resume": True})
     Trainer(again).fit()
     assert differences(whole, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("during", ["validation", "covariances"])
+def test_what_stops_at_once_draws_nothing(during: str, tmp_path: Path, monkeypatch) -> None:
+    """What is interrupted is done again, with the random numbers it had the first time."""
+    trainer = Trainer(TrainConfig(**small_run(tmp_path, checkpoint_every=100, whitening_start=2)))
+    module, name = (
+        (train, "confusion_of") if during == "validation" else (loop, "choose_covariances")
+    )
+    replaced, states = getattr(module, name), []
+
+    def interrupted(*arguments, **named):
+        if trainer.iteration == 2:
+            states.append(torch.get_rng_state())
+            torch.rand(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return replaced(*arguments, **named)
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(Stopped, match="at iteration 2"):
+        trainer.fit()
+    last = checkpoint.load(tmp_path / "last.pt")
+    assert last["iteration"] == 2 and torch.equal(last["rng"], states[0])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

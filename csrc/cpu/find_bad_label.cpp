@@ -15,6 +15,7 @@ int64_t find_bad_label(Tensor labels, int64_t num_classes, int64_t ignore_index)
   check_contiguous("labels", labels);
   const int64_t count = labels.numel();
   std::atomic<int64_t> first{count};
+  isa();  // which may throw the first time, and the blocks below must not
   dispatch_labels("labels", labels, [&](auto type) {
     using L = typename decltype(type)::type;
     const L* data = read<L>(labels);

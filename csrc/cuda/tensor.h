@@ -12,6 +12,8 @@ using cudaStream_t = void*;
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/shim_utils.h>
+
+#include <mutex>
 #define PINMEM_CUDA_KEY CUDA
 #endif
 
@@ -144,10 +146,16 @@ class Stream {
     if (blocks == 0) return;
     STD_TORCH_CHECK(blocks <= INT32_MAX, "too many blocks: ", blocks);
     // From 48 KB on, of which a kernel's static arrays take some.
+    // The attribute is the kernel's on this device: another thread's stays away until the launch.
+    static std::mutex attribute;
+    std::unique_lock<std::mutex> held(attribute, std::defer_lock);
     if (shared_bytes > 28 * 1024) {
-      STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          static_cast<int>(shared_bytes)));
+      held.lock();
+      const cudaError_t set = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+      if (set != cudaSuccess) cudaGetLastError();  // or the next launch would report it again
+      STD_CUDA_CHECK(set);
     }
     kernel<<<static_cast<unsigned>(blocks), threads, static_cast<size_t>(shared_bytes), stream_>>>(
         arguments...);

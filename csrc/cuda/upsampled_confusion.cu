@@ -22,6 +22,12 @@ struct Task {
   unsigned long long* counts;  // [truth, prediction]
 };
 
+/// As torch.argmax orders logits: NaN is the largest, the first of several.
+template <class A>
+__device__ __forceinline__ bool larger(A one, A other) {
+  return one > other || (one != one && other == other);
+}
+
 /// Below every logit that is finite.
 constexpr double kMissing = -3e38;
 
@@ -83,6 +89,9 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
     column_values<A, kClasses>(grid, column, advance(row + 1), next);
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) rise[c] = next[c] - value[c];
+    bool has_nan = false;
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) has_nan |= rise[c] != rise[c];
 
     for (; y < piece.rows && rows[y].cell == row; ++y) {
       const int label = band_labels[y * kColumnThreads];
@@ -91,20 +100,28 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
       const A ly = rows[y].fraction;
       A best = value[0] + ly * rise[0];
       int prediction = 0;
+      const auto choose = [&](auto wins) {
 #pragma unroll
-      for (int c = 1; c < kClasses; ++c) {
-        const A logit = value[c] + ly * rise[c];
-        if (logit > best) {
-          best = logit;
-          prediction = c;
+        for (int c = 1; c < kClasses; ++c) {
+          const A logit = value[c] + ly * rise[c];
+          if (wins(logit, best)) {
+            best = logit;
+            prediction = c;
+          }
         }
+      };
+      if (has_nan) {
+        choose([](A one, A other) { return larger(one, other); });
+      } else {  // one comparison
+        choose([](A one, A other) { return one > other; });
       }
       prediction += column.group * kClasses;
       // Among the lanes of a column; of equal logits the lowest class.
       for (int offset = 1 << grid.columns_log2; offset < kWarp; offset *= 2) {
         const A other = __shfl_xor_sync(kAllLanes, best, offset);
         const int candidate = __shfl_xor_sync(kAllLanes, prediction, offset);
-        if (other > best || (other == best && candidate < prediction)) {
+        const bool tie = other == best || (other != other && best != best);
+        if (larger(other, best) || (tie && candidate < prediction)) {
           best = other;
           prediction = candidate;
         }
@@ -134,13 +151,18 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
 // --- Glue ----------------------------------------------------------------------------------------
 
 template <class A, int kClasses>
-void run_block(const Stream& stream, const Task& task) {
-  const int64_t cells = static_cast<int64_t>(task.grid.num_classes) * task.grid.num_classes;
-  const int64_t shared =
+void run_block(const Stream& stream, Task task) {
+  const int64_t classes = task.grid.num_classes;
+  const int64_t histogram = classes * classes * static_cast<int64_t>(sizeof(int));
+  const int64_t staged =
       2 * task.grid.staged_elements() * static_cast<int64_t>(sizeof(A)) +
-      task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t)) +
-      (task.shared_counts ? cells * static_cast<int64_t>(sizeof(int)) : 0);
-  stream.launch(confusion_block<A, kClasses>, task.grid.blocks(), kColumnThreads, shared, task);
+      task.grid.most_rows * kColumnThreads * static_cast<int64_t>(sizeof(uint16_t));
+  constexpr int64_t kStatic =
+      sizeof(Piece) + kMostBandRows * sizeof(BandRow<A>) + sizeof(StagingTable);
+  // A histogram that leaves room for two blocks on a large multiprocessor, and fits a small one.
+  task.shared_counts = classes <= 128 && kStatic + staged + histogram <= Stream::kMostShared;
+  stream.launch(confusion_block<A, kClasses>, task.grid.blocks(), kColumnThreads,
+                staged + (task.shared_counts ? histogram : 0), task);
 }
 
 Tensor upsampled_confusion(Tensor logits, Tensor target, int64_t ignore_index) {
@@ -152,8 +174,6 @@ Tensor upsampled_confusion(Tensor logits, Tensor target, int64_t ignore_index) {
   task.labels = labels_of("target", target, map.batch, classes, ignore_index);
   task.logits = logits_of(map, logits);
   task.counts = static_cast<unsigned long long*>(counts.mutable_data_ptr());
-  // A histogram that leaves room for two blocks on a multiprocessor.
-  task.shared_counts = classes <= 128;
   stream.zero(task.counts, classes * classes * static_cast<int64_t>(sizeof(int64_t)));
   dispatch_accumulator(logits, [&](auto type) {
     using A = typename decltype(type)::type;

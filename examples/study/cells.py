@@ -55,7 +55,7 @@ CELLS: dict[str, Cell] = {
     "no writing losses": Cell({"divergence_weight": 0.0, "classification_weight": 0.0}),
     "memory momentum 0": Cell({"memory_momentum": 0.0}),
     "inner rate 0": Cell({"inner_lr": 0.0, "inner_lr_anneal": False}),
-    # Modes made equal: joint jittered as hard as meta-learning; meta-learning jittered as joint is.
+    # Jitter: joint's images all jittered hard, where meta-learning's half are; or none of them.
     "joint, hard jitter": Cell({"mode": "joint", "lr": JOINT_LR, "hard_augmentation": "all"}),
     "no hard jitter": Cell({"hard_augmentation": "none"}),
     # Joint's step, but for the statistics of one domain's images at a time.

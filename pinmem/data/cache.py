@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pinmem.data.errors import DataError
+from pinmem.writing import write_beside
 
-__all__ = ["PairCache", "fingerprint", "write_beside"]
+__all__ = ["PairCache", "fingerprint"]
 
 
 def fingerprint(paths: Iterable[Path], *more: Any) -> str:
@@ -34,25 +32,6 @@ def fingerprint(paths: Iterable[Path], *more: Any) -> str:
         digest.update(f"{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     digest.update(repr(more).encode())
     return digest.hexdigest()[:32]
-
-
-def write_beside(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file beside its place and rename it: whole or absent, also while others write it.
-
-    Raises:
-        OSError: the folder is full or not writable; nothing is left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkstemp, whose files nobody else may read.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "xb") as file:
-            write(file)
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
 
 
 class PairCache:
@@ -77,9 +56,9 @@ class PairCache:
             rows = pixels.permute(1, 2, 0).reshape(len(target), -1).numpy()
             both = np.concatenate([rows, target.numpy()], axis=1)
             try:
-                write_beside(path, lambda file: np.save(file, both))
+                write_beside(path, lambda file: np.save(file, both), "cache")
             except OSError as error:
-                raise DataError(f"{path}: cache cannot be written: {error.strerror}") from error
+                raise DataError(str(error)) from error
         try:
             # Copied on writing: a transform in place changes no file.
             both = np.load(path, mmap_mode="c")

@@ -19,7 +19,7 @@ from pinmem.data.cache import PairCache
 from pinmem.data.cityscapes_classes import IGNORE_INDEX
 from pinmem.data.classes import CITYSCAPES, Classes
 from pinmem.data.decode import Polygons, Raw, read_image, read_label
-from pinmem.data.errors import DataError
+from pinmem.data.errors import DataError, NoImages
 from pinmem.data.files import find_files, searched
 from pinmem.data.parse import open_description
 
@@ -209,8 +209,8 @@ def build_dataset(
 
     Raises:
         ValueError: an unknown name.
-        DataError: no image is found, naming root, split and what was searched for; or labels or
-            listed images are missing, naming the first.
+        NoImages: naming root, split and what was searched for.
+        DataError: labels or listed images are missing, naming the first.
     """
     description, subsets = open_description(name)
     split = SPLIT_ALIASES.get(split, split)
@@ -221,7 +221,7 @@ def build_dataset(
     found = find_files(description, folder, split, subsets)
     title = f"{dataset_name(name)}/{split}"
     if found is None:
-        raise DataError(
+        raise NoImages(
             f"no image of {name}, split {split!r}, under root {str(folder)!r}: "
             f"looked for {searched(description, split)}"
         )

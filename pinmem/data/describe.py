@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pinmem.data.cache import write_beside
 from pinmem.data.cityscapes_classes import LABELS
 from pinmem.data.classes import MOST_CLASSES, spread_color
 from pinmem.data.dataset import SPLIT_ALIASES
 from pinmem.data.decode import Polygons, Raw, read_label
 from pinmem.data.errors import DataError
 from pinmem.data.tree import is_folder, is_hidden, walk
+from pinmem.writing import write_beside
 
 __all__ = ["describe", "main"]
 

@@ -1,6 +1,6 @@
 """The one error of the data side."""
 
-__all__ = ["DataError"]
+__all__ = ["DataError", "NoImages"]
 
 
 class DataError(ValueError):
@@ -14,3 +14,7 @@ class DataError(ValueError):
         if message.startswith("Caught DataError in "):
             message = message.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
         super().__init__("\\n".join(message.splitlines()))
+
+
+class NoImages(DataError):
+    """A folder holds no image of a split."""

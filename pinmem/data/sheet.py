@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pinmem.data.cache import write_beside
 from pinmem.data.classes import Classes, colorize
 from pinmem.data.dataset import SegmentationDataset
 from pinmem.data.errors import DataError
+from pinmem.writing import write_beside
 
 __all__ = ["write_sheet"]
 

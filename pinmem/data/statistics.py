@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pinmem.data.cache import fingerprint, write_beside
+from pinmem.data.cache import fingerprint
 from pinmem.data.dataset import SegmentationDataset
 from pinmem.data.errors import DataError
+from pinmem.writing import write_beside
 
 __all__ = ["TILE", "ClassPlaces", "places_of", "statistics_file", "write_statistics"]
 

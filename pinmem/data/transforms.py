@@ -8,6 +8,7 @@ comes from torch's CPU generator.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -239,7 +240,14 @@ class Photometric(v2.Transform):
 
 
 def _normalize(pixels: Tensor) -> Tensor:
-    return F.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    mean, std = _channel_statistics(pixels.device)
+    return (pixels - mean).div_(std)
+
+
+@functools.cache
+def _channel_statistics(device: torch.device) -> Tensor:
+    """Mean and deviation [2,3,1,1]; copied to a GPU once, since copying waits for it."""
+    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[..., None, None].to(device)
 
 
 class TrainTransform(v2.Transform):

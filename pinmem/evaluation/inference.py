@@ -134,7 +134,8 @@ class Prediction:
         labels = torch.zeros(self.size, dtype=torch.uint8, device=best.device)
         for channel in range(1, self.channels):
             value = self.channel(index, channel)
-            labels.masked_fill_(value > best, channel)
+            more = (value > best) | (value.isnan() & (best == best))  # the first NaN, as argmax
+            labels.masked_fill_(more, channel)
             best = torch.maximum(best, value)
         return labels
 

@@ -223,12 +223,13 @@ def _probe(name: str, **options: Any) -> list[dict[str, Any]]:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest modules with parameters that an `nn.Sequential` calls, outermost first.
+    """The largest modules with parameters that a plain `nn.Sequential` calls, outermost first.
 
-    Those take one tensor and return one; what lies in a list may take more.
+    Those take one tensor and return one; what lies in a list, or in a class of its own (HRNet's
+    hands on lists), may take more.
     """
     for child in module.children():
-        if not isinstance(module, nn.Sequential) or isinstance(child, nn.Sequential):
+        if type(module) is not nn.Sequential or type(child) is nn.Sequential:
             yield from _blocks(child)
         elif next(child.parameters(), None) is not None:
             yield child

@@ -143,6 +143,8 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
+            if any(tangent is not None for tangent in tangents[n:]):
+                raise NotImplementedError(f"{op}: gumbel and class_weight have no derivative")
             dots = Tangent.apply(*tangents[:n], *ctx.saved_tensors, *ctx.constants)
             return (*dots, *[None] * (ctx.results - m))
 

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from pinmem import reference
-from pinmem.backends import select
+from pinmem.backends import get_backend, select
 from pinmem.ops._chain import Derivatives
 from pinmem.ops._check import check_labels, check_map
 from pinmem.ops._declare import Pass, declare
 from pinmem.ops._maps import accumulator
+
+# A block of the CUDA kernels holds all channels of some pixels, of two maps in second order.
+_MOST_CHANNELS_ON_GPU = 2400
 
 
 def class_sums(
@@ -40,7 +43,8 @@ def class_sums(
         raise ValueError(f"num_classes: got {num_classes}, expected at least 1")
     check_labels("labels", labels, num_classes, ignore_index, features)
     backend = select("class_sums", features, num_classes)
-    if backend == "reference":
+    too_many = backend == "cuda" and features.shape[1] > _MOST_CHANNELS_ON_GPU
+    if backend == "reference" or (too_many and get_backend() == "auto"):
         return reference.class_sums(features, labels, num_classes, ignore_index=ignore_index)
     sums, mass = _CALL[backend](features, labels, num_classes, ignore_index)
     return sums, mass

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pinmem.data import CITYSCAPES, Classes, colorize
-from pinmem.data.cache import write_beside
 from pinmem.data.cityscapes_classes import TRAIN_ID_TO_LABEL_ID
 from pinmem.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from pinmem.writing import write_beside
 
 __all__ = [
     "DRAWN",

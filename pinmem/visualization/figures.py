@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pinmem.data import Classes
-from pinmem.data.cache import write_beside
 from pinmem.extras import optional
 from pinmem.visualization.statistics import BINS, Statistics
+from pinmem.writing import write_beside
 
 __all__ = [
     "confusion_figure", "png", "reliability_figure", "similarity_figure", "tsne_figure",

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 import pinmem
 from pinmem.data import Classes
-from pinmem.data.cache import write_beside
 from pinmem.evaluation.scores import Score, percent, score
 from pinmem.extras import optional
 from pinmem.models import Segmenter
@@ -29,6 +28,7 @@ from pinmem.visualization.figures import (
     write_figure,
 )
 from pinmem.visualization.statistics import Statistics, gather
+from pinmem.writing import write_beside
 
 __all__ = ["NAME", "check_installed", "write_page"]
 

@@ -91,7 +91,7 @@ def gather(
             means = torch.nn.functional.normalize(sums[present], dim=1)
             found.features.append(means.cpu())
             found.feature_classes.append(present.nonzero().flatten().cpu())
-            found.reliability += _reliability(logits[0], target[0]).cpu()
+            found.reliability += _reliability(logits[0].cpu(), labels)
             if number < examples:
                 guess = upsample(logits, image.shape[1:]).argmax(1)[0].to("cpu", torch.uint8)
                 attention = None

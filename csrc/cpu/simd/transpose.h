@@ -14,8 +14,14 @@ PINMEM_INLINE void exchange(Vec<A>& upper, Vec<A>& lower, std::integer_sequence<
   constexpr int lanes = kLanes<A>;
   const Vec<A> a = upper;
   const Vec<A> b = lower;
+#if defined(__clang__) || __GNUC__ >= 12
   upper = __builtin_shufflevector(a, b, ((Lane & Step) ? Lane - Step + lanes : Lane)...);
   lower = __builtin_shufflevector(a, b, ((Lane & Step) ? Lane + lanes : Lane + Step)...);
+#else
+  using Lanes = Vec<IntOf<A>>;
+  upper = __builtin_shuffle(a, b, Lanes{((Lane & Step) ? Lane - Step + lanes : Lane)...});
+  lower = __builtin_shuffle(a, b, Lanes{((Lane & Step) ? Lane + lanes : Lane + Step)...});
+#endif
 }
 
 template <class A, int Step = 1>
