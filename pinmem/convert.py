@@ -67,8 +67,8 @@ def write(path: Path, weights: Weights, form: Format) -> None:
         return
     tensors = {name: tensor.contiguous() for name, tensor in weights.state.items()}
     header = {"format": "pt", HEADER: json.dumps({"format": FORMAT, **about})}
-    content = safetensors_bytes(tensors, header)
-    write_beside(path, lambda file: file.write(content), "checkpoint")
+    data = safetensors_bytes(tensors, header)
+    write_beside(path, lambda file: file.write(data), "checkpoint")
 
 
 def _published(weights: Weights) -> dict[str, Any]:
