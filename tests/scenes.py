@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.streets.__main__ import main as draw
 from pinmem.config import TrainConfig
@@ -60,3 +62,17 @@ def end_of(config: dict, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     except SystemExit as end:
         status = int(end.code or 0)
     return status, capsys.readouterr().err
+
+
+def at(trainer: Trainer, iteration: int, act: Callable[[], object]) -> Trainer:
+    """Do something after the step of an iteration, counted from 0."""
+    step = trainer.step
+
+    def stepped(images: torch.Tensor, labels: torch.Tensor):
+        losses = step(images, labels)
+        if trainer.iteration == iteration:
+            act()
+        return losses
+
+    trainer.step = stepped  # type: ignore[method-assign]
+    return trainer

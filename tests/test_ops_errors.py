@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.func import jvp
 
 import pinmem
 from pinmem import ops
@@ -132,3 +133,13 @@ def test_every_label_fits_when_there_are_256_classes(op, backend, device) -> Non
     with pinmem.backend(backend):
         _, mass = ops.class_sums(features, labels, 256, ignore_index=-1)
     torch.testing.assert_close(mass, torch.ones(256, device=device))
+
+
+@pytest.mark.parametrize(
+    ("op", "argument"), [("memory_read", "gumbel"), ("upsampled_cross_entropy", "class_weight")]
+)
+def test_forward_mode_along_what_has_no_derivative_raises(op: str, argument: str) -> None:
+    """A tangent of zeros would be wrong."""
+    value = torch.ones(4) if argument == "class_weight" else torch.zeros(2, 4, 3, 5)
+    with pytest.raises(NotImplementedError, match=f"{op}: gumbel and class_weight have no deriv"):
+        jvp(lambda value: call(op, **{argument: value}), (value,), (torch.ones_like(value),))

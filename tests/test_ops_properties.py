@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -167,3 +168,18 @@ def test_an_ignored_class_counts_for_nothing(op: str, backend: str, device: str)
         expected = everything(Case(op, case.inputs, marked))
         got = everything(Case(op, case.inputs, case.constants | {"ignore_index": 1}))
     assert_bitwise(got, expected)
+
+
+@pytest.mark.parametrize(
+    "op, backend, device", implementations(["upsampled_confusion"], reference=True)
+)
+def test_the_first_nan_is_the_largest_logit(op: str, backend: str, device: str) -> None:
+    """As torch.argmax says, whether one lane of a GPU has it or another, once or several times."""
+    for classes, where in ((5, 3), (5, 0), (70, 50), (70, slice(3, 60, 9))):
+        logits = torch.randn(1, classes, 4, 6, device=device)
+        logits[:, where, :2] = torch.nan
+        target = torch.zeros(1, 9, 11, dtype=torch.uint8, device=device)
+        full = F.interpolate(logits, size=(9, 11), mode="bilinear", align_corners=True)
+        wanted = torch.bincount(full.argmax(1).flatten(), minlength=classes)
+        with pinmem.backend(backend):
+            assert torch.equal(ops.upsampled_confusion(logits, target)[0], wanted)
