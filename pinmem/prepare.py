@@ -20,6 +20,7 @@ from pinmem.data import (
     dataset_name,
 )
 from pinmem.data.errors import NoImages
+from pinmem.data.parse import open_description
 from pinmem.data.statistics import ClassPlaces, Track
 from pinmem.data.transforms import Geometry
 from pinmem.distributed import Ranks
@@ -80,19 +81,20 @@ def open_validation(
 
     ``select``: those of ``config.select_on``, which choose the best checkpoint; ``seen``: the
     sources' own, which do so where there are no others; ``unseen``: those of no influence. A source
-    without an image of a validation split goes without.
+    without an image of a validation split goes without, unless it was published with some.
     """
     sets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {}
     for option, side in (("sources", "seen"), ("select_on", "select"), ("unseen", "unseen")):
         for text in dict.fromkeys(getattr(config, option)):
-            name = f"{side}/{dataset_name(named_folder(option, text)[0])}"
+            head = named_folder(option, text)[0]
+            name = f"{side}/{dataset_name(head)}"
             same = sum(key.partition("#")[0] == name for key in sets)
             try:
                 sets[f"{name}#{same + 1}" if same else name] = open_dataset(
                     option, text, "val", config.validate_size, config.validate_images, classes
                 )
             except NoImages as error:
-                if side != "seen":
+                if side != "seen" or open_description(head)[0].counts.get("val"):
                     raise
                 logging.getLogger(__name__).warning(f"{error}; it is not validated on")
     return sets

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ import torch
 from pinmem import checkpoint, predict
 from pinmem.checkpoint import load_trained, open_trained, read_weights
 from pinmem.config import TrainConfig
-from pinmem.evaluate import confusion_of
+from pinmem.evaluate import confusion_of, pick_device
 from pinmem.models import Segmenter, build_model
 from pinmem.train import Trainer
+from pinmem.writing import write_beside
 
 from .scenes import tiny_run
 from .test_golden import HERE, build, close
@@ -214,3 +218,27 @@ def test_evaluate_reads_a_published_checkpoint(
 def test_a_random_backbone_is_not_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^freeze: got backbone, expected weights or a start"):
         TrainConfig(**tiny_run(tmp_path / "run", freeze="backbone")).validate()
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Its folder is made, an old file stays, and nothing is left beside it."""
+    path = tmp_path / "new" / "file"
+    write_beside(path, lambda file: file.write(b"old"))
+
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=f"export {path}: could not be written: No space left"):
+        write_beside(path, fail, "export")
+    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+    with pytest.raises(ValueError, match="device: got 'cuda:2' of 2 GPUs"):
+        pick_device("cuda:2")

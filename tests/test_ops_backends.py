@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 import torch
 
 import pinmem
-from pinmem import backends, ops
+from pinmem import backends, ops, reference
 
 from .build_tools import ROOT
 from .op_cases import SMALL, SMOOTH, TRITON_ON, assert_bitwise, build, implementations
@@ -50,6 +51,15 @@ def test_more_classes_than_a_gpus_kernels_take(device: str) -> None:
     _, scores = ops.memory_read(query, memory)
     expected = torch.einsum("bchw,kc->bkhw", torch.nn.functional.normalize(query, dim=1), memory)
     torch.testing.assert_close(scores, expected)
+
+
+def test_more_channels_than_a_block_of_a_gpu_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto takes plain PyTorch for them."""
+    monkeypatch.setattr(sys.modules["pinmem.ops.class_sums"], "select", lambda *_: "cuda")
+    features, labels = torch.randn(1, 2401, 2, 3), torch.zeros(1, 4, 5, dtype=torch.uint8)
+    sums, _ = ops.class_sums(features, labels, 2)
+    wanted, _ = reference.class_sums(features, labels, 2)
+    assert torch.equal(sums, wanted)
 
 
 def test_an_op_that_a_backend_does_not_have() -> None:
