@@ -17,8 +17,10 @@ _FIXED = {"fixed": True}
 
 @dataclass
 class TrainConfig:
-    """Everything a run depends on. The defaults are the paper's, but for data and
-    size, and for weights, which are random unless given.
+    """Everything a run depends on.
+
+    The defaults are the paper's, but for data and size, and for weights, which are random unless
+    given.
 
     Args:
         sources: training domains, each ``name=folder``, e.g. ``gtav=data/gtav``, or a description

@@ -59,7 +59,7 @@ def write(path: Path, weights: Weights, form: Format) -> None:
         )
     if form == "published":
         content = _published(weights)
-        write_beside(path, lambda file: torch.save(content, file), "checkpoint")
+        write_beside(path, lambda file: torch.save(content, file), "checkpoint", durable=True)
         return
     about = {"config": weights.config, "classes": weights.classes.state()}
     if form == "pinmem":
@@ -68,7 +68,7 @@ def write(path: Path, weights: Weights, form: Format) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in weights.state.items()}
     header = {"format": "pt", HEADER: json.dumps({"format": FORMAT, **about})}
     data = safetensors_bytes(tensors, header)
-    write_beside(path, lambda file: file.write(data), "checkpoint")
+    write_beside(path, lambda file: file.write(data), "checkpoint", durable=True)
 
 
 def _published(weights: Weights) -> dict[str, Any]:

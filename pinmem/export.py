@@ -202,7 +202,7 @@ def main() -> None:
         print(f"{images}: largest difference {difference:.1e} of the largest logit")
     if not all(difference <= TOLERANCE for difference in found.values()):  # NaN is a fault
         raise ValueError(f"out: not written: it differs by more than {TOLERANCE} from the network")
-    write_beside(out, lambda file: file.write(content), "export")
+    write_beside(out, lambda file: file.write(content), "export", durable=True)
     print(
         f"{out}: {len(content) / 2**20:.1f} MiB, {'any size' if config.size is None else 'fixed'}"
     )

@@ -52,7 +52,8 @@ def _iterate(trainer: Trainer) -> None:
         if validates and trainer.validated != done:
             _save_before(trainer)
             trainer.validate()
-        if (ends or done % config.checkpoint_every == 0) and trainer.unsaved:
+        # After every validation: a run that goes back before one would log it twice.
+        if (validates or done % config.checkpoint_every == 0) and trainer.unsaved:
             trainer.save("last.pt")
         if done >= config.iterations:
             return
@@ -102,7 +103,7 @@ def _go_back(trainer: Trainer, error: NotFinite) -> None:
     trainer.report.log.info(
         f"{error}; going on from iteration {trainer.iteration} without this batch"
     )
-    trainer.report.go_back(trainer.iteration)
+    trainer.report.go_back(trainer.iteration, trainer.validated)
 
 
 def _stopped(trainer: Trainer, stop: Stopped) -> Stopped:

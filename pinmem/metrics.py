@@ -25,12 +25,13 @@ class Metrics:
         out: the run's folder.
         config: of the run.
         iteration: rows up to here are kept; -1: none.
+        validated: of scores up to here, the last validation that counts.
 
     Raises:
         ValueError: ``config.logger`` is not installed.
     """
 
-    def __init__(self, out: Path, config: TrainConfig, iteration: int) -> None:
+    def __init__(self, out: Path, config: TrainConfig, iteration: int, validated: int) -> None:
         self._out = out
         self._file = out / "metrics.jsonl"
         self._wandb = None
@@ -43,12 +44,12 @@ class Metrics:
                 project="pinmem", id=path.read_text(), resume="allow", dir=str(out),
                 config=dict(vars(config)),
             )  # fmt: skip
-        self._board = self._open(iteration)
+        self._board = self._open(iteration, validated)
 
-    def go_back(self, iteration: int) -> None:
-        """Take back what came after an iteration."""
+    def go_back(self, iteration: int, validated: int) -> None:
+        """Take back what came after an iteration, and after its validation."""
         self._board.close()
-        self._board = self._open(iteration)
+        self._board = self._open(iteration, validated)
 
     def write(self, iteration: int, row: Mapping[str, float]) -> None:
         """Write some numbers; in metrics.jsonl one that is not finite is null.
@@ -79,14 +80,16 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.finish()
 
-    def _open(self, iteration: int) -> SummaryWriter:
+    def _open(self, iteration: int, validated: int) -> SummaryWriter:
         lines = self._file.read_bytes().splitlines(keepends=True) if self._file.exists() else []
-        # The last line may have been cut off with its writer.
-        kept = [
-            line
-            for line in lines
-            if line.endswith(b"}\n") and json.loads(line)["iteration"] <= iteration
-        ]
-        write_beside(self._file, lambda file: file.write(b"".join(kept)), "metrics")
+        kept = []
+        for line in lines:
+            if not line.endswith(b"}\n"):  # cut off with its writer
+                continue
+            row = json.loads(line)
+            scores = any(name.startswith("miou/") for name in row)
+            if row["iteration"] <= (validated if scores else iteration):
+                kept.append(line)
+        write_beside(self._file, lambda file: file.write(b"".join(kept)), "metrics", durable=True)
         # TensorBoard shows nothing that was written before with this step or a later one.
         return SummaryWriter(self._out / "tensorboard", purge_step=iteration + 1)

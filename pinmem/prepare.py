@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -93,11 +92,16 @@ def open_validation(
                 sets[f"{name}#{same + 1}" if same else name] = open_dataset(
                     option, text, "val", config.validate_size, config.validate_images, classes
                 )
-            except NoImages as error:
+            except NoImages:
                 if side != "seen" or open_description(head)[0].counts.get("val"):
                     raise
-                logging.getLogger(__name__).warning(f"{error}; it is not validated on")
     return sets
+
+
+def without_validation(config: TrainConfig, validation: Iterable[str]) -> list[str]:
+    """The sources that `open_validation` left out."""
+    names = [dataset_name(named_folder("sources", text)[0]) for text in config.sources]
+    return [name for name in dict.fromkeys(names) if f"seen/{name}" not in validation]
 
 
 def judges(config: TrainConfig, validation: Iterable[str]) -> list[str]:

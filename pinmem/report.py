@@ -39,6 +39,7 @@ class Report:
             ``overlays/`` go there.
         config: of the run.
         iteration: the iteration the run starts at.
+        validated: the iteration of its last validation.
         resumed: whether it goes on from a checkpoint; what was logged after that goes.
         classes: names and colours for tables and pictures.
         memory: [K,C], the network's buffer, if it has one.
@@ -52,6 +53,7 @@ class Report:
         out: Path,
         config: TrainConfig,
         iteration: int,
+        validated: int,
         resumed: bool,
         classes: Classes,
         memory: Tensor | None,
@@ -73,7 +75,8 @@ class Report:
             screen = RichHandler(console=self.console, show_path=False, show_level=False)
         self.log.addHandler(file)
         self.log.addHandler(screen)
-        self.metrics = Metrics(out, config, iteration if resumed else -1)
+        kept = (iteration, validated) if resumed else (-1, -1)
+        self.metrics = Metrics(out, config, *kept)
         self.memory = memory
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -90,9 +93,9 @@ class Report:
         start = f"resumed at iteration {iteration}" if resumed else "started"
         self.log.info(f"{start}: {config.mode}, {config.model}, run folder {out}")
 
-    def go_back(self, iteration: int) -> None:
-        """Take back what was logged after an iteration, which is run again."""
-        self.metrics.go_back(iteration)
+    def go_back(self, iteration: int, validated: int) -> None:
+        """Take back what was logged after an iteration and its validation, which are run again."""
+        self.metrics.go_back(iteration, validated)
         self._restart()
 
     def _restart(self) -> None:

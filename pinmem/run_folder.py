@@ -85,7 +85,9 @@ class RunFolder:
         if not self.writes:
             return
         text = recorded(config).text().encode()
-        write_beside(self.path / "config.yaml", lambda file: file.write(text), "configuration")
+        write_beside(
+            self.path / "config.yaml", lambda file: file.write(text), "configuration", durable=True
+        )
 
     def full(self, error: OSError) -> OSError:
         """The error of a write, naming the folder where it is the disk that is full."""

@@ -51,10 +51,7 @@ def _convolution(
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
-    sides = [
-        [side] * 2 if isinstance(side, int) else list(side) for side in (stride, padding, dilation)
-    ]
-    shape = (*sides, False, [0, 0], groups)
+    shape = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
     found = _Convolution.apply(input, weight, shape)
     return found if bias is None else found + bias.to(found.dtype)[:, None, None]
 

@@ -33,6 +33,7 @@ from pinmem.prepare import (
     open_places,
     open_sources,
     open_validation,
+    without_validation,
 )
 from pinmem.program import parse, run
 from pinmem.recompute import random_state, set_random_state
@@ -136,9 +137,13 @@ class Trainer:
         memory = self.model.memory.memory if self.model.memory is not None else None
         self.report: Report | Silent = Silent()
         if self.writes:
-            self.report = Report(self.out, config, self.iteration, resumed, self.classes, memory)
+            self.report = Report(
+                self.out, config, self.iteration, self.validated, resumed, self.classes, memory
+            )
         for change in changes:
             self.report.log.info(f"applied from here: {change}")
+        for name in without_validation(config, self.validation):
+            self.report.log.info(f"{name}: no image of a validation split, so it is not validated")
         if not self.judged:
             self.report.log.info(
                 "no source has a validation split and --select_on names no other set: "

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def check_whole(out: Path) -> None:
         elif path.suffix == ".yaml":
             TrainConfig(**yaml.safe_load(path.read_text()))
         elif path.suffix == ".jsonl":
-            for line in path.read_text().splitlines():
-                json.loads(line)
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            kinds = Counter((row["iteration"], "lr" in row) for row in rows)
+            assert max(kinds.values(), default=1) == 1, f"{path}: {kinds.most_common(3)}"
 
 
 def begin(options: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,10 @@ def streets() -> Path:
     root = Path(tempfile.mkdtemp(prefix="pinmem-streets-"))
     draw(["--root", str(root), "--train", "6", "--val", "2", "--size", "128x64", "--workers", "1"])
     return root
+
+
+def copy_of(domain: str, to: Path) -> Path:
+    return Path(shutil.copytree(streets() / domain, to / domain))
 
 
 def tiny_run(out: Path, **options: object) -> dict[str, object]:

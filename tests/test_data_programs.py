@@ -20,7 +20,7 @@ from pinmem.program import run
 from pinmem.train import TrainConfig, Trainer
 from tests.data_own import COLORS, NAMES, colors_of, own_tree
 from tests.data_trees import scene
-from tests.scenes import tiny_run
+from tests.scenes import copy_of, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_run_does_not_go_on_with_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("told", ["description", "folder"])
-def test_a_source_without_validation_goes_without(told: str, own: Path, tmp_path, caplog, capsys):
+def test_a_source_without_validation_goes_without(told: str, own: Path, tmp_path, capsys):
     """Whether its description names no such split, or its folder holds none of it."""
     path = own_tree(tmp_path)
     if told == "description":
@@ -198,13 +198,20 @@ def test_a_source_without_validation_goes_without(told: str, own: Path, tmp_path
     options = tiny_run(tmp_path / "run", sources=[str(path)] * 2, unseen=[str(own)], iterations=1)
     trainer = Trainer(TrainConfig(**options))
     assert list(trainer.validation) == ["unseen/own"]
-    assert "split 'val', under root" in caplog.text and "it is not validated on" in caplog.text
+    assert "my: no image of a validation split" in (tmp_path / "run/log.txt").read_text()
     assert check(["--dataset", str(path)]) == 0
     assert ("a run that learns from it goes without" in capsys.readouterr().out) == (
         told == "folder"
     )
     with pytest.raises(DataError, match="no image of"):
         Trainer(TrainConfig(**options | {"unseen": [str(path)], "out": str(tmp_path / "other")}))
+
+
+def test_a_published_validation_split_is_missed(tmp_path):
+    root = copy_of("gtav", tmp_path)
+    shutil.rmtree(root / "images/valid")
+    with pytest.raises(DataError, match="no image of gtav, split 'val'"):
+        Trainer(TrainConfig(**tiny_run(tmp_path / "run", sources=[f"gtav={root}"] * 2)))
 
 
 @pytest.mark.parametrize(

@@ -141,5 +141,5 @@ def test_every_label_fits_when_there_are_256_classes(op, backend, device) -> Non
 def test_forward_mode_along_what_has_no_derivative_raises(op: str, argument: str) -> None:
     """A tangent of zeros would be wrong."""
     value = torch.ones(4) if argument == "class_weight" else torch.zeros(2, 4, 3, 5)
-    with pytest.raises(NotImplementedError, match=f"{op}: gumbel and class_weight have no deriv"):
+    with pytest.raises(NotImplementedError, match=rf"{op}: only its first \d arguments have"):
         jvp(lambda value: call(op, **{argument: value}), (value,), (torch.ones_like(value),))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +21,7 @@ from pinmem.evaluate import EvaluateConfig, load_trained
 from pinmem.program import parse
 from pinmem.train import Trainer
 
-from .scenes import streets, tiny_run
-
-
-def copy_of(domain: str, to: Path) -> Path:
-    return Path(shutil.copytree(streets() / domain, to / domain))
+from .scenes import copy_of, tiny_run
 
 
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:

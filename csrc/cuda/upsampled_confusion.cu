@@ -22,12 +22,6 @@ struct Task {
   unsigned long long* counts;  // [truth, prediction]
 };
 
-/// As torch.argmax orders logits: NaN is the largest, the first of several.
-template <class A>
-__device__ __forceinline__ bool larger(A one, A other) {
-  return one > other || (one != one && other == other);
-}
-
 /// Below every logit that is finite.
 constexpr double kMissing = -3e38;
 
@@ -89,9 +83,6 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
     column_values<A, kClasses>(grid, column, advance(row + 1), next);
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) rise[c] = next[c] - value[c];
-    bool has_nan = false;
-#pragma unroll
-    for (int c = 0; c < kClasses; ++c) has_nan |= rise[c] != rise[c];
 
     for (; y < piece.rows && rows[y].cell == row; ++y) {
       const int label = band_labels[y * kColumnThreads];
@@ -100,28 +91,20 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
       const A ly = rows[y].fraction;
       A best = value[0] + ly * rise[0];
       int prediction = 0;
-      const auto choose = [&](auto wins) {
 #pragma unroll
-        for (int c = 1; c < kClasses; ++c) {
-          const A logit = value[c] + ly * rise[c];
-          if (wins(logit, best)) {
-            best = logit;
-            prediction = c;
-          }
+      for (int c = 1; c < kClasses; ++c) {
+        const A logit = value[c] + ly * rise[c];
+        if (logit > best) {
+          best = logit;
+          prediction = c;
         }
-      };
-      if (has_nan) {
-        choose([](A one, A other) { return larger(one, other); });
-      } else {  // one comparison
-        choose([](A one, A other) { return one > other; });
       }
       prediction += column.group * kClasses;
       // Among the lanes of a column; of equal logits the lowest class.
       for (int offset = 1 << grid.columns_log2; offset < kWarp; offset *= 2) {
         const A other = __shfl_xor_sync(kAllLanes, best, offset);
         const int candidate = __shfl_xor_sync(kAllLanes, prediction, offset);
-        const bool tie = other == best || (other != other && best != best);
-        if (larger(other, best) || (tie && candidate < prediction)) {
+        if (other > best || (other == best && candidate < prediction)) {
           best = other;
           prediction = candidate;
         }

@@ -134,8 +134,7 @@ class Prediction:
         labels = torch.zeros(self.size, dtype=torch.uint8, device=best.device)
         for channel in range(1, self.channels):
             value = self.channel(index, channel)
-            more = (value > best) | (value.isnan() & (best == best))  # the first NaN, as argmax
-            labels.masked_fill_(more, channel)
+            labels.masked_fill_(value > best, channel)
             best = torch.maximum(best, value)
         return labels
 

@@ -144,7 +144,7 @@ def functions(op: str, rules: Derivatives, passes: SimpleNamespace) -> SimpleNam
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
             if any(tangent is not None for tangent in tangents[n:]):
-                raise NotImplementedError(f"{op}: gumbel and class_weight have no derivative")
+                raise NotImplementedError(f"{op}: only its first {n} arguments have derivatives")
             dots = Tangent.apply(*tangents[:n], *ctx.saved_tensors, *ctx.constants)
             return (*dots, *[None] * (ctx.results - m))
 

@@ -44,7 +44,7 @@ def class_sums(
     check_labels("labels", labels, num_classes, ignore_index, features)
     backend = select("class_sums", features, num_classes)
     too_many = backend == "cuda" and features.shape[1] > _MOST_CHANNELS_ON_GPU
-    if backend == "reference" or (too_many and get_backend() == "auto"):
+    if backend == "reference" or (too_many and get_backend() != "cuda"):
         return reference.class_sums(features, labels, num_classes, ignore_index=ignore_index)
     sums, mass = _CALL[backend](features, labels, num_classes, ignore_index)
     return sums, mass

@@ -17,7 +17,8 @@ def upsampled_confusion(logits: Tensor, target: Tensor, *, ignore_index: int = 2
     Upsampling is bilinear with align_corners=True; ties go to the lowest class.
 
     Args:
-        logits: [B,K,h,w], float64, float32, bfloat16 or float16, either memory format.
+        logits: [B,K,h,w], float64, float32, bfloat16 or float16, either memory format; finite:
+            which class a pixel with NaN counts for is left open.
         target: labels [B,H,W], uint8 or int64, each in [0,K) or ``ignore_index``.
         ignore_index: the label that counts for nothing.
 

@@ -45,8 +45,7 @@ PINMEM_INLINE void count_vectors(const Upsampling<A>& up, const Rows<A>& rows, i
   for (int64_t k = 1; k < up.channels; ++k) {
     for (int n = 0; n < N; ++n) {
       const Vec<A> z = rows.ends[2 * k] + x[n] * rows.ends[2 * k + 1];
-      // As torch.argmax: the first NaN is the largest.
-      const auto more = (z > largest[n]) | ((z != z) & (largest[n] == largest[n]));
+      const auto more = z > largest[n];
       largest[n] = more ? z : largest[n];
       winner[n] = more ? splat<Int>(static_cast<Int>(k)) : winner[n];
     }
