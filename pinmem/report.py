@@ -75,8 +75,7 @@ class Report:
             screen = RichHandler(console=self.console, show_path=False, show_level=False)
         self.log.addHandler(file)
         self.log.addHandler(screen)
-        kept = (iteration, validated) if resumed else (-1, -1)
-        self.metrics = Metrics(out, config, *kept)
+        self.metrics = Metrics(out, config, iteration if resumed else -1, validated)
         self.memory = memory
         self.progress = Progress(
             TextColumn("{task.description}"),

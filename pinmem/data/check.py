@@ -276,14 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.split or known:
         split = SPLIT_ALIASES.get(name, name)
         report, dataset = check_split(
-            description,
-            root,
-            split,
-            subsets=subsets,
-            decode=options.decode,
-            statistics=options.statistics,
-            console=Console(stderr=True),
-        )
+            description, root, split, subsets=subsets, decode=options.decode,
+            statistics=options.statistics, console=Console(stderr=True),
+        )  # fmt: skip
         kinds = [kind for kind, _ in report.problems]
         published = description.counts.get(split)
         if split == "val" and not (options.split or published) and kinds == ["no files"]:
