@@ -43,6 +43,7 @@ ON_GPU = {
 }
 
 _FAKE = torch._C._TorchDispatchModeKey.FAKE
+_AS_ON_GPU = "as on a GPU"
 
 # The most slots or classes that a GPU's kernels have room for in registers. Beyond, plain PyTorch
 # is cuBLAS, which gains on them as classes grow.
@@ -226,15 +227,20 @@ def under_fake_tensors() -> bool:
 def as_on_gpu() -> Iterator[None]:
     """Inside, fake tensors on a GPU take the ops they would take on a machine that has one."""
     before = _Choice.name
-    _Choice.name = "as on a GPU"
+    _Choice.name = _AS_ON_GPU
     try:
         yield
     finally:
         _Choice.name = before
 
 
+def is_as_on_gpu() -> bool:
+    """Whether fake tensors stand in for those on a GPU."""
+    return _Choice.name == _AS_ON_GPU
+
+
 def _resolve(choice: str, op: str, device: str, dtype: torch.dtype, classes: int) -> str:
-    if choice == "as on a GPU":
+    if choice == _AS_ON_GPU:
         own = ON_GPU[op]
         able = dtype in DTYPES[own] and classes <= MOST_CLASSES[own]
         return own if able else "reference"

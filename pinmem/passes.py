@@ -16,6 +16,7 @@ from pinmem.losses import Losses, LossWeights, losses_of, of_rank
 from pinmem.memory import Written
 from pinmem.models import Segmenter
 from pinmem.recompute import frozen_statistics
+from pinmem.weight_gradients import fast_weight_gradients
 from pinmem.whole_batch import WholeBatch
 
 
@@ -196,12 +197,12 @@ def gradients_of(
     create_graph: bool = False,
 ) -> list[Tensor]:
     """Gradients of all parameters, zero where the outputs do not depend on one."""
-    return list(
-        torch.autograd.grad(
+    with fast_weight_gradients(parameters[0].device):
+        grads = torch.autograd.grad(
             outputs, parameters, cotangents, create_graph=create_graph,
             materialize_grads=True, allow_unused=True,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    return list(grads)
 
 
 def autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
