@@ -17,7 +17,7 @@ from pinmem.distributed import Ranks
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
 from pinmem.models import Segmenter
-from pinmem.passes import Batch, Passes, evaluating, gradients_of
+from pinmem.passes import Batch, Passes, evaluating, gradients_of, laid_out_as
 from pinmem.recompute import (
     frozen_statistics,
     parameters_as,
@@ -147,7 +147,10 @@ def mldg_step(
         stepped = [p.requires_grad_() for p in stepped]
         with parameters_as(model, dict(zip(named, stepped, strict=True))), frozen_statistics(model):
             memory = passes.written(meta_train).memory if model.memory else None
-            outer, outer_grads = passes.gradients(meta_test, stepped, memory, write=False)
+            onto = inner_grads if order == 1 and scale is None else None
+            outer, outer_grads = passes.gradients(
+                meta_test, stepped, memory, write=False, onto=onto
+            )
         outer_grads = _unscaled(scale, outer_grads)
         del stepped, memory
 
@@ -170,8 +173,9 @@ def mldg_step(
                 bent = ranks.totals(bent)
             _subtract(outer_grads, bent, inner_lr / passes.scale)
 
-        torch._foreach_add_(inner_grads, outer_grads)
-        if _stepped(optimizer, named, inner_grads, scale, statistics):
+        if onto is None:
+            torch._foreach_add_(outer_grads, inner_grads)
+        if _stepped(optimizer, named, outer_grads, scale, statistics):
             _rewrite(passes, meta_train)
     return inner, outer
 
@@ -219,10 +223,8 @@ def _stepped(
             buffer.copy_(before)
         return False
     for parameter, grad in zip(named.values(), grads, strict=True):
-        # A GPU's fused optimiser asks for one layout; double convolutions, say, return another.
-        if grad.stride() != parameter.stride():
-            grad = torch.empty_like(parameter).copy_(grad)
-        parameter.grad = grad
+        # A GPU's fused optimiser asks for one layout.
+        parameter.grad = laid_out_as(parameter, grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class Passes:
         memory: Tensor | None = None,
         *,
         write: bool = True,
+        onto: list[Tensor] | None = None,
     ) -> tuple[Losses, list[Tensor]]:
         """Losses of a batch, and the gradients of ``scale`` times their total.
 
@@ -77,10 +78,17 @@ class Passes:
             parameters: what to differentiate for.
             memory: read in place of the buffer; its own graph is followed.
             write: whether the losses of a write belong to the total.
+            onto: gradients to add them to, in place; a batch in one piece does so as each is found.
         """
+        if onto is not None and (self.accumulate > 1 or self.ranks is not None):
+            losses, grads = self.gradients(batch, parameters, memory, write=write)
+            torch._foreach_add_(onto, grads)
+            return losses, onto
         if self.accumulate == 1:
             losses = self.losses(batch, memory, write=write)
-            return self.summed(losses, gradients_of(self._scaled(losses.total), parameters))
+            return self.summed(
+                losses, gradients_of(self._scaled(losses.total), parameters, onto=onto)
+            )
         parts = self._parts(batch)
         # Each micro-batch draws from a stream of its own: it is the same when it runs again.
         seeds = [0] * len(parts)
@@ -195,9 +203,18 @@ def gradients_of(
     parameters: Sequence[Tensor],
     cotangents: Tensor | Sequence[Tensor] | None = None,
     create_graph: bool = False,
+    onto: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Gradients of all parameters, zero where the outputs do not depend on one."""
+    """Gradients of all parameters, zero where the outputs do not depend on one.
+
+    With ``onto`` they are added there one by one, so that never all of them are held twice.
+    """
     with fast_weight_gradients(parameters[0].device):
+        if onto is not None:
+            for parameter, grad in zip(parameters, onto, strict=True):
+                parameter.grad = laid_out_as(parameter, grad)
+            torch.autograd.backward(outputs, cotangents, inputs=parameters)
+            return _taken(parameters)
         grads = torch.autograd.grad(
             outputs, parameters, cotangents, create_graph=create_graph,
             materialize_grads=True, allow_unused=True,
@@ -208,6 +225,21 @@ def gradients_of(
 def autocast(images: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast to ``dtype`` on the device of the images; None leaves every type as it is."""
     return torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def laid_out_as(parameter: Tensor, grad: Tensor) -> Tensor:
+    """A gradient in its parameter's layout; double convolutions, say, return another."""
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
+
+
+def _taken(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients that parameters carry, which they carry no longer."""
+    grads = [cast(Tensor, parameter.grad) for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return grads
 
 
 @contextlib.contextmanager

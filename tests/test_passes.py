@@ -12,10 +12,11 @@ from torch import nn
 import pinmem
 from examples.study.run import WideConvolutions
 from pinmem.loss_scale import LossScale
-from pinmem.losses import Losses
+from pinmem.losses import Losses, LossWeights
 from pinmem.meta import joint_step, mldg_step
 from pinmem.models import Segmenter
-from pinmem.passes import Batch
+from pinmem.passes import Batch, Passes
+from pinmem.recompute import frozen_statistics
 
 MODES = ["joint", "mldg", "memory-joint", "memory-mldg"]
 
@@ -84,6 +85,27 @@ def test_micro_batches_repeat_their_random_draws() -> None:
     assert int(finals[0]["backbone.bn1.num_batches_tracked"]) == 2
     torch.manual_seed(3)
     assert drawn != torch.rand(())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_are_added_where_others_lie(accumulate: int) -> None:
+    """In place, one by one; where the losses do not depend on a parameter they stay."""
+    model = network("memory-mldg")
+    others = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    parameters = [*model.parameters(), others]
+    passes = Passes(model, LossWeights(), accumulate=accumulate)
+    first = [torch.full_like(p, 0.1) for p in parameters]
+    places = [grad.data_ptr() for grad in first]
+    with frozen_statistics(model):
+        torch.manual_seed(1)
+        losses, plain = passes.gradients(batch(0), parameters)
+        torch.manual_seed(1)
+        same, summed = passes.gradients(batch(0), parameters, onto=first)
+    assert torch.equal(torch.stack(losses), torch.stack(same))
+    assert [grad.data_ptr() for grad in summed] == places
+    for grad, wanted in zip(summed, plain, strict=True):
+        assert torch.equal(grad, wanted + 0.1)
+    assert not any(parameter.grad is not None for parameter in parameters)
 
 
 def test_micro_batches_in_second_order_are_refused() -> None:

@@ -107,6 +107,13 @@ def test_every_way_to_take_the_step(mode: str) -> None:
     assert float16.total > bfloat16.total
 
 
+def test_a_checkpointed_step_takes_six_tenths() -> None:
+    config = small(model="deeplabv3plus_r50", crop_size=512)
+    plain = Planner(config, CPU).peak()
+    checkpointed = Planner(replace(config, checkpoint_activations=True), CPU).peak()
+    assert checkpointed.total < 0.6 * plain.total
+
+
 def images_of(peak: Peak) -> int:
     """Bytes that grow with the images."""
     return peak.kinds[ACTIVATIONS] + peak.kinds[BACKWARD]

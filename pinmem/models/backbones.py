@@ -121,9 +121,11 @@ class ResNetBackbone(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
     def stages(self) -> list[Stage]:
-        """What an activation checkpoint may run again: the stem, and every block."""
-        blocks = [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
-        return [Stage(self, "stem", ("conv1", "bn1")), *map(Stage, blocks)]
+        """What an activation checkpoint may run again: the stem, blocks, and layers of few."""
+        # The first layer has the largest maps; the decoder's are free before the rest runs again.
+        layers = (self.layer2, self.layer3, self.layer4)
+        parts = [part for layer in layers for part in ([layer] if len(layer) <= 6 else layer)]
+        return [Stage(self, "stem", ("conv1", "bn1")), *map(Stage, [*self.layer1, *parts])]
 
     def forward(self, images: Tensor) -> BackboneFeatures:
         """Map images [B,3,H,W] to their features; every stride rounds up, as ceil(H/4)."""
