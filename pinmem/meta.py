@@ -147,6 +147,7 @@ def mldg_step(
         stepped = [p.requires_grad_() for p in stepped]
         with parameters_as(model, dict(zip(named, stepped, strict=True))), frozen_statistics(model):
             memory = passes.written(meta_train).memory if model.memory else None
+            # A scale checks both gradients; in second order the outer one is a direction as well.
             onto = inner_grads if order == 1 and scale is None else None
             outer, outer_grads = passes.gradients(
                 meta_test, stepped, memory, write=False, onto=onto

@@ -83,15 +83,15 @@ def weight_gradient(
     for image in range(len(features)):
         rows = F.pad(features[image].permute(1, 2, 0), edges)  # [H+2p,W+2p,C]
         length = rows.shape[1]
-        along = F.pad(cotangent[image].permute(1, 2, 0), (0, 0, 0, length - width))
+        out_rows = F.pad(cotangent[image].permute(1, 2, 0), (0, 0, 0, length - width))
         pixels = (height - 1) * length + width
-        along = along.flatten(0, 1)[:pixels].T  # [O,pixels]
+        left = out_rows.flatten(0, 1)[:pixels].T  # [O,pixels]
         rows = rows.flatten(0, 1)
         for i in range(high):
             for j in range(wide):
                 first = i * down * length + j * right
                 tap = rows[first : first + pixels]  # [pixels,C]
-                found[:, :, i, j].addmm_(along, tap, beta=min(image, 1))
+                found[:, :, i, j].addmm_(left, tap, beta=min(image, 1))
     return found
 
 

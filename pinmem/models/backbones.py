@@ -121,8 +121,11 @@ class ResNetBackbone(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
     def stages(self) -> list[Stage]:
-        """What an activation checkpoint may run again: the stem, blocks, and layers of few."""
-        # The first layer has the largest maps; the decoder's are free before the rest runs again.
+        """What an activation checkpoint may run again: stem, blocks, layers of six blocks at most.
+
+        When a layer runs again as a whole the decoder's maps are free; only the first layer's are
+        too large for that.
+        """
         layers = (self.layer2, self.layer3, self.layer4)
         parts = [part for layer in layers for part in ([layer] if len(layer) <= 6 else layer)]
         return [Stage(self, "stem", ("conv1", "bn1")), *map(Stage, [*self.layer1, *parts])]
