@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pinmem.convolutions import is_compiled
 from pinmem.distributed import Ranks
 from pinmem.loss_scale import LossScale
 from pinmem.losses import Losses, LossWeights
@@ -117,7 +118,7 @@ def mldg_step(
         raise ValueError(f"order: got {order}, expected 1 or 2")
     if order == 2 and accumulate > 1:
         raise ValueError(f"accumulate: got {accumulate}, expected 1 in second order")
-    if order == 2 and any(_compiled(module) for module in model.modules()):
+    if order == 2 and is_compiled(model):
         raise ValueError(
             "order: got 2 for a network under torch.compile, expected 1: "
             "compiled code has no second derivative"
@@ -253,10 +254,6 @@ def _subtract(tensors: list[Tensor], directions: list[Tensor], rate: float | Ten
         torch._foreach_sub_(tensors, torch._foreach_mul(directions, rate))
     else:
         torch._foreach_add_(tensors, directions, alpha=-rate)
-
-
-def _compiled(module: nn.Module) -> bool:
-    return module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
 
 
 def _along(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pinmem.backends import under_fake_tensors
+from pinmem.convolutions import fast_convolutions
 from pinmem.distributed import Ranks
 from pinmem.losses import Losses, LossWeights, losses_of, of_rank
 from pinmem.memory import Written
 from pinmem.models import Segmenter
 from pinmem.recompute import frozen_statistics
-from pinmem.weight_gradients import fast_weight_gradients
 from pinmem.whole_batch import WholeBatch
 
 
@@ -187,7 +187,8 @@ class Passes:
     @contextlib.contextmanager
     def _surroundings(self, batch: Batch) -> Iterator[None]:
         """Of a forward pass over a batch or micro-batch."""
-        with autocast(batch.images, self.amp_dtype), self._over_ranks(batch):
+        faster = fast_convolutions(batch.images.device, self.model)
+        with faster, autocast(batch.images, self.amp_dtype), self._over_ranks(batch):
             yield
 
     def _over_ranks(self, batch: Batch) -> contextlib.AbstractContextManager[object]:
@@ -209,7 +210,7 @@ def gradients_of(
 
     With ``onto`` they are added there one by one, so that never all of them are held twice.
     """
-    with fast_weight_gradients(parameters[0].device):
+    with fast_convolutions(parameters[0].device):
         if onto is not None:
             for parameter, grad in zip(parameters, onto, strict=True):
                 parameter.grad = laid_out_as(parameter, grad)

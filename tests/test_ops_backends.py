@@ -140,7 +140,7 @@ def test_every_op_has_its_files() -> None:
     kernels = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")}
     assert kernels == on_gpu("cuda") | {"release"}
     glue = {path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")}
-    assert glue == names | {"library", "find_bad_label"}
+    assert glue == names | {"library", "find_bad_label", "conv3x3"}
     assert {path.stem for path in (ROOT / "pinmem/ops").glob("[!_]*.py")} == names
 
 

@@ -1,6 +1,7 @@
 """Convolutions that add and rectify as they write, on a CPU: fewer passes over large maps.
 
 PyTorch's own compiler fuses them with this operator of oneDNN; here that takes no compilation.
+Where :func:`pinmem.convolutions.conv3x3` is faster, it takes its place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from pinmem.convolutions import conv3x3, gains
 from pinmem.models.backbones import ResNetBackbone
 
 __all__ = ["fused"]
@@ -81,6 +83,8 @@ def _rectified(conv: nn.Conv2d, activation: nn.Module) -> Forward:
         if not _takes(conv, maps):
             out = nn.Conv2d.forward(conv, maps)
             return out.relu_() if name == "relu" else F.relu6(out, inplace=True)
+        if name == "relu" and _gains(conv, maps):
+            return _ours(conv, maps)
         return torch.ops.mkldnn._convolution_pointwise(
             maps, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
             name, bounds, "",
@@ -93,6 +97,8 @@ def _added(conv: nn.Conv2d, maps: Tensor, other: Tensor) -> Tensor:
     """relu(conv(maps) + other)."""
     if not _takes(conv, maps) or other.dtype != maps.dtype:
         return (nn.Conv2d.forward(conv, maps) + other).relu_()
+    if _gains(conv, maps) and other.is_contiguous(memory_format=torch.channels_last):
+        return _ours(conv, maps, other)
     return torch.ops.mkldnn._convolution_pointwise.binary(
         maps, other, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
         "add", 1.0, "relu", [], "",
@@ -102,6 +108,20 @@ def _added(conv: nn.Conv2d, maps: Tensor, other: Tensor) -> Tensor:
 def _takes(conv: nn.Conv2d, maps: Tensor) -> bool:
     """Not under autocast, which does not know the operator."""
     return maps.dtype == conv.weight.dtype and not torch.is_autocast_enabled("cpu")
+
+
+def _gains(conv: nn.Conv2d, maps: Tensor) -> bool:
+    assert not isinstance(conv.padding, str)  # as _fits says
+    return gains(maps, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _ours(conv: nn.Conv2d, maps: Tensor, other: Tensor | None = None) -> Tensor:
+    """relu(conv(maps) + other)."""
+    assert not isinstance(conv.padding, str)
+    return conv3x3(
+        maps, conv.weight, conv.bias, other, padding=conv.padding, dilation=conv.dilation,
+        rectify=True,
+    )  # fmt: skip
 
 
 def _residual(block: Any) -> Forward:

@@ -89,6 +89,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const typename Step::Element* a, int6
 PINMEM_GEMM(MultiplyAdd<float>, 1, kPanelRows)
 PINMEM_GEMM(MultiplyAdd<float>, 1, kTilePixels)
 PINMEM_GEMM(MultiplyAdd<float>, kTilePixels, 1)
+PINMEM_GEMM(MultiplyAdd<float>, 1, kDepth)
+PINMEM_GEMM(MultiplyAdd<float>, kDepth, 1)
 PINMEM_GEMM(MultiplyAdd<double>, 1, kPanelRows)
 PINMEM_GEMM(MultiplyAdd<double>, 1, kTilePixels)
 PINMEM_GEMM(MultiplyAdd<double>, kTilePixels, 1)

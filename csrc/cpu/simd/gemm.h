@@ -22,6 +22,9 @@ inline constexpr int kPanelRows = 6;
 /// Steps of k summed into a sum of their own; B's part of them fits the first cache.
 inline constexpr int64_t kSumSteps = 256;
 
+/// The row stride of a tile with more columns than kTilePixels.
+inline constexpr int kDepth = 128;
+
 /// The columns of a micro-kernel: rows of B and C are padded to a multiple.
 template <class A>
 inline constexpr int kStripe = 2 * kLanes<A>;
