@@ -96,7 +96,8 @@ PRELOAD = $(shell for name in asan stdc++; do $${CXX:-c++} -print-file-name=lib$
 sanitize: venv
 	PINMEM_SANITIZE=1 MAX_JOBS=$(JOBS) $(PY) setup.py -q build_ext --build-lib build/sanitize
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
-		PINMEM_CPU_LIBRARY=$(SANITIZED) $(PYTEST) tests/test_ops.py -k "cpu and not compile"
+		PINMEM_CPU_LIBRARY=$(SANITIZED) $(PYTEST) tests/test_ops.py tests/test_convolutions.py \
+		-k "(cpu or convolutions) and not (compile or instructions)"
 
 # One wheel with both libraries, for people without a compiler; the extra brings an nvcc where there
 # is none. auditwheel finds the oldest glibc it runs on; it fails where torch would not do.

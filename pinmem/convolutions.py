@@ -7,6 +7,7 @@ times where the sum as written takes 36 (csrc/cpu/simd/conv3x3.h).
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -30,7 +31,8 @@ torch.library.define(
 _conv3x3 = torch.ops.pinmem_cpu.conv3x3.default
 _weight_grad = torch.ops.pinmem_cpu.conv3x3_weight_grad.default
 
-# Below, oneDNN is faster: channels, outputs of all images, and by how much fewer multiplications.
+# Below, oneDNN is faster: channels in and out, outputs over all images in whole tiles, and by how
+# much fewer the multiplications are.
 CHANNELS, PIXELS, FEWER = 16, 256, 1.3
 
 
@@ -46,6 +48,10 @@ def conv3x3(
 ) -> Tensor:
     """A convolution with stride 1, and what follows it: ``relu(convolution + other)``.
 
+    It is below autograd: :func:`conv3x3_backward` has its gradients. A NaN or an infinity in the
+    features is a NaN in every output whose tile of 2x2 reads it. (Lavin and Gray, "Fast Algorithms
+    for Convolutional Neural Networks", CVPR 2016, section 4.1.)
+
     Args:
         features: [B,C,H,W], float32, in channels_last.
         weight: [O,C,3,3], likewise.
@@ -58,6 +64,7 @@ def conv3x3(
     Returns:
         [B,O,h,w], in channels_last, bitwise the same at any number of threads.
     """
+    bias = None if bias is None else bias.contiguous()
     return _conv3x3(features, weight, bias, other, padding, dilation, False, rectify)
 
 
@@ -93,6 +100,8 @@ def gains(
     groups: int,
 ) -> bool:
     """Whether :func:`conv3x3` computes this convolution, and in less time than oneDNN."""
+    if torch.compiler.is_compiling():
+        return False
     if not (
         features.ndim == 4
         and weight.shape[2:] == (3, 3)
@@ -101,7 +110,8 @@ def gains(
         and groups == 1
         and set(stride) == {1}
         and min(weight.shape[:2]) >= CHANNELS
-        and all(0 <= p <= 2 * d for p, d in zip(padding, dilation, strict=True))
+        and len(padding) == len(dilation) == 2
+        and all(0 <= p <= 2 * d > 0 for p, d in zip(padding, dilation, strict=True))
         and features.is_contiguous(memory_format=torch.channels_last)
         and weight.is_contiguous(memory_format=torch.channels_last)
         and _at_work()
@@ -112,17 +122,25 @@ def gains(
         outputs = size + 2 * (p - d)
         if outputs < 1:
             return False
-        # Taps that meet padding alone cost oneDNN nothing.
+        # Taps that meet padding alone cost oneDNN nothing: where p <= d, these are left.
         written *= 3 * outputs - 2 * min(p, outputs)
         tiles *= d * ceil(ceil(outputs / d) / 2)
     return len(features) * 4 * tiles >= PIXELS and written >= FEWER * 16 * tiles
 
 
 def _at_work() -> bool:
-    """Whether our kernels are chosen, built, and vectors wide enough."""
-    if get_backend() not in ("auto", "cpu") or under_fake_tensors() or unavailable("cpu"):
-        return False
-    return torch.ops.pinmem_cpu.isa_level() > 0
+    """Whether our kernels are chosen, and there."""
+    return get_backend() in ("auto", "cpu") and not under_fake_tensors() and _available()
+
+
+@functools.cache
+def _available() -> bool:
+    """Whether they are built, by this version, and vectors are wide enough for them."""
+    return (
+        not unavailable("cpu")
+        and torch._C._dispatch_has_kernel_for_dispatch_key("pinmem_cpu::conv3x3", "CPU")
+        and torch.ops.pinmem_cpu.isa_level() > 0
+    )
 
 
 def fast_convolutions(
@@ -130,7 +148,7 @@ def fast_convolutions(
 ) -> contextlib.AbstractContextManager[object]:
     """Inside, passes over maps on this device take what is faster.
 
-    ``network``: whose forward passes these are; torch.compile does without.
+    ``network``: whose forward passes these are; where it is compiled, they go without.
     """
     if device.type != "cpu" or is_as_on_gpu() or (network is not None and is_compiled(network)):
         return contextlib.nullcontext()
@@ -155,6 +173,8 @@ class FastConvolutions(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if types:  # subclasses, which have rules of their own
+            return func(*args, **(kwargs or {}))
         if func is aten.convolution.default:
             features, weight, bias, stride, padding, dilation, transposed, _, groups = args
             if not transposed and gains(features, weight, stride, padding, dilation, groups):

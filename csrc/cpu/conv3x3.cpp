@@ -9,13 +9,15 @@
 namespace pinmem {
 namespace {
 
-// Transformed inputs of a block of tiles: what the second cache holds beside the weight.
-constexpr int64_t kInputs = 12288;
-// Whole panels of products.
-constexpr int64_t kFewest = 12, kMost = 72;
-// Numbers of a chunk's transformed maps by element, and the fewest tiles whose products are worth a
-// pass over the sums.
-constexpr int64_t kChunk = 1 << 17, kFewestOfChunk = 128;
+// Tiles of a block: of a transformed input's 16 elements so many numbers each, to lie in the second
+// cache, but enough tiles that the transformed weight is not all that moves; whole panels (12
+// rows).
+constexpr int64_t kBlock = 12288, kFewestTiles = 24, kMostTiles = 72, kPanel = 12;
+// Input channels whose kernels are transformed at once.
+constexpr int64_t kKernels = 64;
+// Of a chunk: numbers of its transformed maps by element, at most four times as many where threads
+// would have fewer multiplications than these between two waits for all of them.
+constexpr int64_t kChunk = 1 << 17, kWork = 1 << 19;
 constexpr int64_t kElements = 16;
 
 int64_t tiles_along(int64_t outputs, int64_t dilation) {
@@ -34,6 +36,7 @@ Conv3x3 conv_of(const Map& map, int64_t in, int64_t out, const std::vector<int64
   STD_TORCH_CHECK(in >= 1 && in == map.channels, "weight: expected ", map.channels,
                   " input channels");
   STD_TORCH_CHECK(map.batch >= 1, "features: expected at least one image");
+  STD_TORCH_CHECK(out >= 1, "weight: expected at least one output channel");
   STD_TORCH_CHECK(padding.size() == 2 && dilation.size() == 2,
                   "padding, dilation: expected two numbers each");
   STD_TORCH_CHECK(padding[0] >= 0 && padding[1] >= 0 && dilation[0] >= 1 && dilation[1] >= 1,
@@ -70,23 +73,30 @@ Tensor conv3x3(Tensor features, Tensor weight, MaybeTensor bias, MaybeTensor oth
     check_contiguous("bias", *bias);
   }
   if (other) check_map("other", *other, like, out);
-  const Conv3x3End last{read<float>(bias), read<float>(other), rectify};
+  const Conv3x3After after{read<float>(bias), read<float>(other), rectify};
   const float *from = read<float>(features), *kernels = read<float>(weight);
   float* to = write<float>(result);
 
   const int64_t stripe = PINMEM_CALL(conv3x3_stripe)(), stripes = num_blocks(out, stripe);
   const Buffer<float> transformed(stripes * kElements * in * stripe);
-  for_blocks(stripes, 1, [&](int64_t, int64_t begin, int64_t end) {
-    PINMEM_CALL(conv3x3_weight)(in, out, reversed, kernels, begin, end, transformed.data());
+  const int64_t parts = num_blocks(in, kKernels);
+  for_blocks(stripes * parts, 1, [&](int64_t, int64_t begin, int64_t) {
+    const int64_t first = begin % parts * kKernels;
+    PINMEM_CALL(conv3x3_weight)(in, out, reversed, kernels, begin / parts, first,
+                                std::min(in, first + kKernels), transformed.data());
   });
   const int64_t tiles = map.batch * conv.tile_rows * conv.tile_columns;
-  const int64_t share = num_blocks(tiles, 4 * torch::stable::get_num_threads());
-  const int64_t block =
-      std::clamp(std::min(kInputs / in, share) / kFewest * kFewest, kFewest, kMost);
-  for_tiles(tiles, block, PINMEM_CALL(conv3x3_scratch)(in, block),
-            [&](int64_t, int64_t begin, int64_t end, char* scratch) {
-              PINMEM_CALL(conv3x3_tiles)(conv, begin, end, from, transformed.data(), last, to,
-                                         scratch);
+  const int64_t block = std::clamp(kBlock / in / kPanel * kPanel, kFewestTiles, kMostTiles);
+  const int64_t blocks = num_blocks(tiles, block);
+  // Where blocks are few, several units transform the same one, each for some of the stripes.
+  const int64_t groups =
+      std::min(stripes, num_blocks(2 * torch::stable::get_num_threads(), blocks));
+  for_tiles(blocks * groups, 1, PINMEM_CALL(conv3x3_scratch)(in, block),
+            [&](int64_t unit, int64_t, int64_t, char* scratch) {
+              const int64_t begin = unit / groups * block, group = unit % groups;
+              PINMEM_CALL(conv3x3_tiles)(conv, begin, std::min(tiles, begin + block),
+                                         group * stripes / groups, (group + 1) * stripes / groups,
+                                         from, transformed.data(), after, to, scratch);
             });
   return result;
 }
@@ -109,19 +119,24 @@ Tensor conv3x3_weight_grad(Tensor cotangent, Tensor features, std::vector<int64_
   const int64_t stripe = PINMEM_CALL(conv3x3_stripe)(), stripes = num_blocks(conv.in, stripe);
   const int64_t ins = stripes * stripe, outs = PINMEM_CALL(conv3x3_outputs)(out);
   const int64_t tiles = map.batch * conv.tile_rows * conv.tile_columns;
-  const int64_t chunk = std::min(tiles, std::max(kFewestOfChunk, kChunk / (ins + outs)));
+  const int64_t usual = kChunk / (ins + outs);
+  const int64_t busy = kWork * torch::stable::get_num_threads() / (ins * out);
+  const int64_t wanted = std::min(std::max(usual, busy), 4 * usual);
+  const int64_t chunk =
+      std::min(tiles, std::max<int64_t>(1, num_blocks(wanted, kChunkStep)) * kChunkStep);
   const Buffer<float> inputs(kElements * ins * chunk), outputs(kElements * outs * chunk);
   const Buffer<float> sums(kElements * ins * out);
   for (int64_t first = 0; first < tiles; first += chunk) {
     const int64_t count = std::min(chunk, tiles - first);
-    for_blocks(count, 32, [&](int64_t, int64_t begin, int64_t end) {
+    for_blocks(count, 8, [&](int64_t, int64_t begin, int64_t end) {
       PINMEM_CALL(conv3x3_transform)(conv, first, count, begin, end, from, grads, inputs.data(),
                                      outputs.data());
     });
-    for_blocks(kElements * stripes, 1, [&](int64_t, int64_t begin, int64_t end) {
-      PINMEM_CALL(conv3x3_sums)(conv, count, begin, end, inputs.data(), outputs.data(), first > 0,
-                                sums.data());
-    });
+    for_blocks(kElements * stripes * outs / PINMEM_CALL(conv3x3_depth)(), 1,
+               [&](int64_t, int64_t begin, int64_t end) {
+                 PINMEM_CALL(conv3x3_sums)(conv, count, begin, end, inputs.data(), outputs.data(),
+                                           first > 0, sums.data());
+               });
   }
   for_blocks(out, 8, [&](int64_t, int64_t begin, int64_t end) {
     PINMEM_CALL(conv3x3_weight_gradient)(conv, begin, end, sums.data(), to);

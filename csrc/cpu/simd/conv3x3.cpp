@@ -68,22 +68,27 @@ PINMEM_INLINE void transform_kernels(const Tap& tap, Vec<float> (&to)[4][4]) {
 }
 
 /// Outputs [o, o + kLane) of the reversed weight [in,3,3,out], to to[element][in][kOuts].
-void reversed_outputs(int64_t in, int64_t out, const float* weight, int64_t o, float* to) {
-  for (int64_t c = 0; c < in; ++c, weight += 9 * out, to += kOuts) {
+void reversed_outputs(int64_t in, int64_t out, const float* weight, int64_t o, int64_t begin,
+                      int64_t end, float* to) {
+  for (int64_t c = begin; c < end; ++c) {
+    const float* kernel = weight + c * 9 * out + o;
     Vec<float> found[4][4];
-    transform_kernels([&](int t) { return load_some(weight + (8 - t) * out + o, out - o); }, found);
-    for (int e = 0; e < kElements; ++e) store<float>(to + e * in * kOuts, found[e / 4][e % 4]);
+    transform_kernels([&](int t) { return load_some(kernel + (8 - t) * out, out - o); }, found);
+    for (int e = 0; e < kElements; ++e) {
+      store<float>(to + (e * in + c) * kOuts, found[e / 4][e % 4]);
+    }
   }
 }
 
 /// The same of the weight [out,3,3,in].
-void outputs(int64_t in, int64_t out, const float* weight, int64_t o, float* to) {
+void outputs(int64_t in, int64_t out, const float* weight, int64_t o, int64_t begin, int64_t end,
+             float* to) {
   const int64_t outs = out - o < kLane ? out - o : kLane;
   float square[kElements][kLane][kLane];  // [element][out][in]
   for (int64_t l = 0; l < kLane; ++l) {
     for (int e = 0; e < kElements; ++e) store<float>(square[e][l], Vec<float>{});
   }
-  for (int64_t c = 0; c < in; c += kLane) {
+  for (int64_t c = begin; c < end; c += kLane) {
     for (int64_t l = 0; l < outs; ++l) {
       const float* kernel = weight + (o + l) * 9 * in + c;
       Vec<float> found[4][4];
@@ -95,7 +100,7 @@ void outputs(int64_t in, int64_t out, const float* weight, int64_t o, float* to)
 #pragma GCC unroll 16
       for (int l = 0; l < kLane; ++l) rows[l] = load<float>(square[e][l]);
       transpose_square<float>(rows);
-      for (int l = 0; l < kLane && c + l < in; ++l) {
+      for (int l = 0; l < kLane && c + l < end; ++l) {
         store<float>(to + (e * in + c + l) * kOuts, rows[l]);
       }
     }
@@ -117,10 +122,10 @@ PINMEM_INLINE Place place_of(const Conv3x3& conv, int64_t tile) {
           first(tile % conv.tile_columns, conv.column_dilation)};
 }
 
-/// B^T d B of a tile: element e of channel c to to[e * element + c / Run * run + c % Run].
-template <int Run>
+/// B^T d B of a tile: element e of channel c to to[e * element + c / Block * block + c % Block].
+template <int Block>
 void transform_inputs(const Conv3x3& conv, const Place& at, const float* from, float* to,
-                      int64_t element, int64_t run) {
+                      int64_t element, int64_t block) {
   const float* pixels[4][4];  // null outside
   for (int i = 0; i < 4; ++i) {
     const int64_t row = at.row - conv.padding_rows + i * conv.row_dilation;
@@ -132,7 +137,7 @@ void transform_inputs(const Conv3x3& conv, const Place& at, const float* from, f
     }
   }
   for (int64_t c = 0; c < conv.in; c += kLane) {
-    float* place = to + c / Run * run + c % Run;
+    float* place = to + c / Block * block + c % Block;
     Vec<float> rows[4][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -155,9 +160,9 @@ void transform_inputs(const Conv3x3& conv, const Place& at, const float* from, f
 }
 
 /// A dY A^T of a tile's outputs, likewise.
-template <int Run>
+template <int Block>
 void transform_outputs(const Conv3x3& conv, const Place& at, const float* from, float* to,
-                       int64_t element, int64_t run) {
+                       int64_t element, int64_t block) {
   const float* pixels[2][2];  // null outside
   for (int i = 0; i < 2; ++i) {
     const int64_t row = at.row + i * conv.row_dilation;
@@ -169,7 +174,7 @@ void transform_outputs(const Conv3x3& conv, const Place& at, const float* from, 
     }
   }
   for (int64_t o = 0; o < conv.out; o += kLane) {
-    float* place = to + o / Run * run + o % Run;
+    float* place = to + o / Block * block + o % Block;
     Vec<float> columns[2][4];
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
@@ -193,7 +198,7 @@ void transform_outputs(const Conv3x3& conv, const Place& at, const float* from, 
 
 /// A^T m A of a tile's outputs [o, o + kLane), element e of m at m[e * element].
 PINMEM_INLINE void store_outputs(const Conv3x3& conv, const Place& at, const float* m,
-                                 int64_t element, int64_t o, const Conv3x3End& last, float* to) {
+                                 int64_t element, int64_t o, const Conv3x3After& after, float* to) {
   Vec<float> columns[2][4];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
@@ -205,7 +210,7 @@ PINMEM_INLINE void store_outputs(const Conv3x3& conv, const Place& at, const flo
     columns[0][j] = ends[0], columns[1][j] = ends[1];
   }
   const int64_t count = conv.out - o;
-  const Vec<float> bias = last.bias ? load_some(last.bias + o, count) : Vec<float>{};
+  const Vec<float> bias = after.bias ? load_some(after.bias + o, count) : Vec<float>{};
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
     Vec<float> values[2];
@@ -217,8 +222,8 @@ PINMEM_INLINE void store_outputs(const Conv3x3& conv, const Place& at, const flo
       if (row >= conv.out_height || column >= conv.out_width) continue;
       const int64_t pixel = (at.image * conv.out_height + row) * conv.out_width + column;
       Vec<float> value = values[j] + bias;
-      if (last.other) value += load_some(last.other + pixel * conv.out + o, count);
-      if (last.rectify) value = value < 0.f ? Vec<float>{} : value;  // a NaN stays one
+      if (after.other) value += load_some(after.other + pixel * conv.out + o, count);
+      if (after.rectify) value = value < 0.f ? Vec<float>{} : value;  // a NaN stays one
       store_some(to + pixel * conv.out + o, value, count);
     }
   }
@@ -233,32 +238,31 @@ int64_t conv3x3_scratch(int64_t in, int64_t tiles) {
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
-void conv3x3_weight(int64_t in, int64_t out, bool reversed, const float* weight, int64_t begin,
-                    int64_t end, float* transformed) {
+void conv3x3_weight(int64_t in, int64_t out, bool reversed, const float* weight, int64_t stripe,
+                    int64_t begin, int64_t end, float* transformed) {
   const auto transform = reversed ? &reversed_outputs : &outputs;
-  for (int64_t stripe = begin; stripe < end; ++stripe) {
-    float* to = transformed + stripe * kElements * in * kOuts;  // [element][in][kOuts]
-    for (int64_t half = 0; half < kOuts; half += kLane) {
-      transform(in, out, weight, stripe * kOuts + half, to + half);
-    }
+  float* to = transformed + stripe * kElements * in * kOuts;
+  for (int64_t half = 0; half < kOuts; half += kLane) {
+    transform(in, out, weight, stripe * kOuts + half, begin, end, to + half);
   }
 }
 
-void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, const float* from,
-                   const float* transformed, const Conv3x3End& last, float* to, char* scratch) {
-  const int64_t tiles = end - begin, depth = tiles * kDepth, element = depths_of(conv.in) * depth;
+void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t first, int64_t last,
+                   const float* from, const float* transformed, const Conv3x3After& after,
+                   float* to, char* scratch) {
+  const int64_t tiles = end - begin, block = tiles * kDepth, element = depths_of(conv.in) * block;
   Scratch pieces{scratch};
-  float* inputs = pieces.take<float>(kElements * element);  // [element][depth][tile][kDepth]
+  float* inputs = pieces.take<float>(kElements * element);  // [element][block][tile][kDepth]
   float* products = pieces.take<float>(kElements * tiles * kOuts);  // [element][tile][kOuts]
   for (int64_t t = 0; t < tiles; ++t) {
     transform_inputs<kDepth>(conv, place_of(conv, begin + t), from, inputs + t * kDepth, element,
-                             depth);
+                             block);
   }
-  const float* right = transformed;
-  for (int64_t first = 0; first < conv.out; first += kOuts) {
+  const float* right = transformed + first * kElements * conv.in * kOuts;
+  for (int64_t stripe = first; stripe < last; ++stripe) {
     for (int64_t e = 0; e < kElements; ++e) {
       const float* left = inputs + e * element;
-      for (int64_t c = 0; c < conv.in; c += kDepth, left += depth) {
+      for (int64_t c = 0; c < conv.in; c += kDepth, left += block) {
         const int64_t steps = conv.in - c < kDepth ? conv.in - c : kDepth;
         gemm_tile<MultiplyAdd<float>, kDepth>(tiles, kOuts, steps, left, right, kOuts,
                                               products + e * tiles * kOuts, kOuts, c > 0);
@@ -267,38 +271,43 @@ void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, const float*
     }
     for (int64_t t = 0; t < tiles; ++t) {
       const Place at = place_of(conv, begin + t);
-      for (int64_t half = 0; half < kOuts && first + half < conv.out; half += kLane) {
-        store_outputs(conv, at, products + t * kOuts + half, tiles * kOuts, first + half, last, to);
+      for (int64_t half = 0; half < kOuts; half += kLane) {
+        const int64_t o = stripe * kOuts + half;
+        if (o >= conv.out) break;
+        store_outputs(conv, at, products + t * kOuts + half, tiles * kOuts, o, after, to);
       }
     }
   }
 }
+
+static_assert(kChunkStep % kSumSteps == 0, "a sum's blocks would depend on the chunk");
+
+int64_t conv3x3_depth() { return kDepth; }
 
 int64_t conv3x3_outputs(int64_t out) { return depths_of(out) * kDepth; }
 
 void conv3x3_transform(const Conv3x3& conv, int64_t first, int64_t tiles, int64_t begin,
                        int64_t end, const float* from, const float* cotangent, float* inputs,
                        float* outputs) {
-  const int64_t ins = padded<float>(conv.in) * tiles, depth = tiles * kDepth;
+  const int64_t stripe = tiles * kOuts, block = tiles * kDepth;
+  const int64_t stripes = padded<float>(conv.in) / kOuts, blocks = depths_of(conv.out);
   for (int64_t t = begin; t < end; ++t) {
     const Place at = place_of(conv, first + t);
-    transform_inputs<kOuts>(conv, at, from, inputs + t * kOuts, ins, tiles * kOuts);
-    transform_outputs<kDepth>(conv, at, cotangent, outputs + t * kDepth,
-                              depths_of(conv.out) * depth, depth);
+    transform_inputs<kOuts>(conv, at, from, inputs + t * kOuts, stripes * stripe, stripe);
+    transform_outputs<kDepth>(conv, at, cotangent, outputs + t * kDepth, blocks * block, block);
   }
 }
 
 void conv3x3_sums(const Conv3x3& conv, int64_t tiles, int64_t begin, int64_t end,
                   const float* inputs, const float* outputs, bool add, float* sums) {
-  const int64_t stripes = padded<float>(conv.in) / kOuts, depth = tiles * kDepth;
+  const int64_t stripes = padded<float>(conv.in) / kOuts, blocks = depths_of(conv.out);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const float* left = outputs + unit / stripes * depths_of(conv.out) * depth;
-    for (int64_t o = 0; o < conv.out; o += kDepth, left += depth) {
-      const int64_t outs = conv.out - o < kDepth ? conv.out - o : kDepth;
-      gemm_tile_t<MultiplyAdd<float>, kDepth>(outs, kOuts, tiles, left,
-                                              inputs + unit * tiles * kOuts, kOuts,
-                                              sums + (unit * conv.out + o) * kOuts, kOuts, add);
-    }
+    const int64_t stripe = unit / blocks, o = unit % blocks * kDepth;  // stripe of all elements
+    const int64_t outs = conv.out - o < kDepth ? conv.out - o : kDepth;
+    // In the last stripe, columns beyond the channels were never written; nor are their sums read.
+    gemm_tile_t<MultiplyAdd<float>, kDepth>(
+        outs, kOuts, tiles, outputs + (stripe / stripes * blocks + unit % blocks) * tiles * kDepth,
+        inputs + stripe * tiles * kOuts, kOuts, sums + (stripe * conv.out + o) * kOuts, kOuts, add);
   }
 }
 

@@ -19,9 +19,9 @@ struct Conv3x3 {
   int64_t tile_rows, tile_columns;  // tiles of an image
 };
 
-/// What becomes of its outputs before they are stored: + bias [out] + other, a map like the output;
+/// What follows it before outputs are stored: + bias [out] + other, a map like the output;
 /// then max(., 0) where `rectify`. Null where absent.
-struct Conv3x3End {
+struct Conv3x3After {
   const float *bias, *other;
   bool rectify;
 };
@@ -32,31 +32,36 @@ PINMEM_KERNEL(int64_t conv3x3_stripe())
 // Bytes of scratch memory for `tiles` tiles at once, aligned to 64.
 PINMEM_KERNEL(int64_t conv3x3_scratch(int64_t in, int64_t tiles))
 
-// Stripes [begin, end) of G g G^T, 16 * in * conv3x3_stripe() numbers each. The weight is
-// [out,3,3,in]; or, `reversed`, [in,3,3,out] with its taps read from the last to the first, as the
-// gradient of a convolution's input needs it.
+// G g G^T of input channels [begin, end) for a stripe of outputs, to
+// transformed[stripe][element][in][conv3x3_stripe()]. The weight is [out,3,3,in]; or, `reversed`,
+// [in,3,3,out] with its taps read from the last to the first, as the gradient of a convolution's
+// input needs it. `begin` is a multiple of 16.
 PINMEM_KERNEL(void conv3x3_weight(int64_t in, int64_t out, bool reversed, const float* weight,
-                                  int64_t begin, int64_t end, float* transformed))
+                                  int64_t stripe, int64_t begin, int64_t end, float* transformed))
 
-// Tiles [begin, end) of the outputs.
-PINMEM_KERNEL(void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, const float* from,
-                                 const float* transformed, const Conv3x3End& last, float* to,
-                                 char* scratch))
+// Stripes [first, last) of tiles [begin, end) of the outputs.
+PINMEM_KERNEL(void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t first,
+                                 int64_t last, const float* from, const float* transformed,
+                                 const Conv3x3After& after, float* to, char* scratch))
 
 // For the gradient of the weight, G^T [sum over tiles of (A dY A^T) * (B^T d B)] G, tiles go in
-// chunks: how many tiles a chunk has does not matter to these three. Channels are in stripes, too.
+// chunks of a multiple of kChunkStep, the last one aside: then the result is bitwise the same in
+// chunks of any size.
+inline constexpr int64_t kChunkStep = 256;
 
-// What output channels are padded to in a chunk.
+// What output channels are padded to in a chunk, in blocks of conv3x3_depth().
 PINMEM_KERNEL(int64_t conv3x3_outputs(int64_t out))
+PINMEM_KERNEL(int64_t conv3x3_depth())
 
 // Tiles [begin, end) of the `tiles` of a chunk that begins at `first`: B^T d B to
-// inputs[element][stripe][tile][conv3x3_stripe()], A dY A^T to outputs, likewise.
+// inputs[element][stripe][tile][conv3x3_stripe()], A dY A^T to
+// outputs[element][block][tile][conv3x3_depth()].
 PINMEM_KERNEL(void conv3x3_transform(const Conv3x3& conv, int64_t first, int64_t tiles,
                                      int64_t begin, int64_t end, const float* from,
                                      const float* cotangent, float* inputs, float* outputs))
 
-// A chunk's sum over tiles, added where `add`: units [begin, end) of an element and a stripe of
-// input channels, each sums[unit][out][conv3x3_stripe()].
+// A chunk's sums over tiles, to sums[element][stripe][out][conv3x3_stripe()], added where `add`:
+// units [begin, end) of 16 elements, in each stripes, in each blocks of output channels.
 PINMEM_KERNEL(void conv3x3_sums(const Conv3x3& conv, int64_t tiles, int64_t begin, int64_t end,
                                 const float* inputs, const float* outputs, bool add, float* sums))
 
