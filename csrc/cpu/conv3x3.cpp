@@ -116,27 +116,26 @@ Tensor conv3x3_weight_grad(Tensor cotangent, Tensor features, std::vector<int64_
   const float *from = read<float>(features), *grads = read<float>(cotangent);
   float* to = write<float>(result);
 
-  const int64_t stripe = PINMEM_CALL(conv3x3_stripe)(), stripes = num_blocks(conv.in, stripe);
-  const int64_t ins = stripes * stripe, outs = PINMEM_CALL(conv3x3_outputs)(out);
+  const int64_t in = conv.in, stripe = PINMEM_CALL(conv3x3_stripe)();
   const int64_t tiles = map.batch * conv.tile_rows * conv.tile_columns;
-  const int64_t usual = kChunk / (ins + outs);
-  const int64_t busy = kWork * torch::stable::get_num_threads() / (ins * out);
+  const int64_t usual = kChunk / (in + out);
+  const int64_t busy = kWork * torch::stable::get_num_threads() / (in * out);
   const int64_t wanted = std::min(std::max(usual, busy), 4 * usual);
   const int64_t chunk =
       std::min(tiles, std::max<int64_t>(1, num_blocks(wanted, kChunkStep)) * kChunkStep);
-  const Buffer<float> inputs(kElements * ins * chunk), outputs(kElements * outs * chunk);
-  const Buffer<float> sums(kElements * ins * out);
+  const Buffer<float> inputs(PINMEM_CALL(conv3x3_inputs)(in, chunk));
+  const Buffer<float> outputs(PINMEM_CALL(conv3x3_outputs)(out, chunk));
+  const Buffer<float> sums(kElements * num_blocks(in, stripe) * stripe * out);
   for (int64_t first = 0; first < tiles; first += chunk) {
     const int64_t count = std::min(chunk, tiles - first);
     for_blocks(count, 8, [&](int64_t, int64_t begin, int64_t end) {
       PINMEM_CALL(conv3x3_transform)(conv, first, count, begin, end, from, grads, inputs.data(),
                                      outputs.data());
     });
-    for_blocks(kElements * stripes * outs / PINMEM_CALL(conv3x3_depth)(), 1,
-               [&](int64_t, int64_t begin, int64_t end) {
-                 PINMEM_CALL(conv3x3_sums)(conv, count, begin, end, inputs.data(), outputs.data(),
-                                           first > 0, sums.data());
-               });
+    for_blocks(PINMEM_CALL(conv3x3_units)(in, out), 1, [&](int64_t, int64_t begin, int64_t end) {
+      PINMEM_CALL(conv3x3_sums)(conv, count, begin, end, inputs.data(), outputs.data(), first > 0,
+                                sums.data());
+    });
   }
   for_blocks(out, 8, [&](int64_t, int64_t begin, int64_t end) {
     PINMEM_CALL(conv3x3_weight_gradient)(conv, begin, end, sums.data(), to);

@@ -14,6 +14,10 @@ constexpr int kElements = 16;  // of a transformed tile
 
 int64_t depths_of(int64_t channels) { return (channels + kDepth - 1) / kDepth; }
 
+/// The distance of two elements of `count` numbers each: an odd number of cache lines. Else all 16,
+/// which are written in turn, would meet in few sets of the caches.
+PINMEM_INLINE int64_t apart(int64_t count) { return ((count + 15) / 16 | 1) * 16; }
+
 PINMEM_INLINE Vec<float> load_some(const float* from, int64_t count) {
   return count >= kLane ? load<float>(from) : load_first<float>(from, count < 0 ? 0 : count);
 }
@@ -234,7 +238,7 @@ PINMEM_INLINE void store_outputs(const Conv3x3& conv, const Place& at, const flo
 int64_t conv3x3_stripe() { return kOuts; }
 
 int64_t conv3x3_scratch(int64_t in, int64_t tiles) {
-  const int64_t floats = kElements * tiles * (depths_of(in) * kDepth + kOuts);
+  const int64_t floats = kElements * (apart(depths_of(in) * tiles * kDepth) + apart(tiles * kOuts));
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
@@ -250,10 +254,11 @@ void conv3x3_weight(int64_t in, int64_t out, bool reversed, const float* weight,
 void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t first, int64_t last,
                    const float* from, const float* transformed, const Conv3x3After& after,
                    float* to, char* scratch) {
-  const int64_t tiles = end - begin, block = tiles * kDepth, element = depths_of(conv.in) * block;
+  const int64_t tiles = end - begin, block = tiles * kDepth;
+  const int64_t element = apart(depths_of(conv.in) * block), product = apart(tiles * kOuts);
   Scratch pieces{scratch};
-  float* inputs = pieces.take<float>(kElements * element);  // [element][block][tile][kDepth]
-  float* products = pieces.take<float>(kElements * tiles * kOuts);  // [element][tile][kOuts]
+  float* inputs = pieces.take<float>(kElements * element);    // [element][block][tile][kDepth]
+  float* products = pieces.take<float>(kElements * product);  // [element][tile][kOuts]
   for (int64_t t = 0; t < tiles; ++t) {
     transform_inputs<kDepth>(conv, place_of(conv, begin + t), from, inputs + t * kDepth, element,
                              block);
@@ -265,7 +270,7 @@ void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t firs
       for (int64_t c = 0; c < conv.in; c += kDepth, left += block) {
         const int64_t steps = conv.in - c < kDepth ? conv.in - c : kDepth;
         gemm_tile<MultiplyAdd<float>, kDepth>(tiles, kOuts, steps, left, right, kOuts,
-                                              products + e * tiles * kOuts, kOuts, c > 0);
+                                              products + e * product, kOuts, c > 0);
         right += steps * kOuts;
       }
     }
@@ -274,7 +279,7 @@ void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t firs
       for (int64_t half = 0; half < kOuts; half += kLane) {
         const int64_t o = stripe * kOuts + half;
         if (o >= conv.out) break;
-        store_outputs(conv, at, products + t * kOuts + half, tiles * kOuts, o, after, to);
+        store_outputs(conv, at, products + t * kOuts + half, product, o, after, to);
       }
     }
   }
@@ -282,19 +287,28 @@ void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end, int64_t firs
 
 static_assert(kChunkStep % kSumSteps == 0, "a sum's blocks would depend on the chunk");
 
-int64_t conv3x3_depth() { return kDepth; }
+int64_t conv3x3_inputs(int64_t in, int64_t tiles) {
+  return kElements * apart(padded<float>(in) * tiles);
+}
 
-int64_t conv3x3_outputs(int64_t out) { return depths_of(out) * kDepth; }
+int64_t conv3x3_outputs(int64_t out, int64_t tiles) {
+  return kElements * apart(depths_of(out) * kDepth * tiles);
+}
+
+int64_t conv3x3_units(int64_t in, int64_t out) {
+  return kElements * (padded<float>(in) / kOuts) * depths_of(out);
+}
 
 void conv3x3_transform(const Conv3x3& conv, int64_t first, int64_t tiles, int64_t begin,
                        int64_t end, const float* from, const float* cotangent, float* inputs,
                        float* outputs) {
-  const int64_t stripe = tiles * kOuts, block = tiles * kDepth;
-  const int64_t stripes = padded<float>(conv.in) / kOuts, blocks = depths_of(conv.out);
+  const int64_t inputs_apart = apart(padded<float>(conv.in) * tiles);
+  const int64_t outputs_apart = apart(depths_of(conv.out) * kDepth * tiles);
   for (int64_t t = begin; t < end; ++t) {
     const Place at = place_of(conv, first + t);
-    transform_inputs<kOuts>(conv, at, from, inputs + t * kOuts, stripes * stripe, stripe);
-    transform_outputs<kDepth>(conv, at, cotangent, outputs + t * kDepth, blocks * block, block);
+    transform_inputs<kOuts>(conv, at, from, inputs + t * kOuts, inputs_apart, tiles * kOuts);
+    transform_outputs<kDepth>(conv, at, cotangent, outputs + t * kDepth, outputs_apart,
+                              tiles * kDepth);
   }
 }
 
@@ -302,12 +316,14 @@ void conv3x3_sums(const Conv3x3& conv, int64_t tiles, int64_t begin, int64_t end
                   const float* inputs, const float* outputs, bool add, float* sums) {
   const int64_t stripes = padded<float>(conv.in) / kOuts, blocks = depths_of(conv.out);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t stripe = unit / blocks, o = unit % blocks * kDepth;  // stripe of all elements
-    const int64_t outs = conv.out - o < kDepth ? conv.out - o : kDepth;
+    const int64_t block = unit % blocks, stripe = unit / blocks % stripes;
+    const int64_t e = unit / blocks / stripes, o = block * kDepth;
+    const float* left = outputs + e * apart(blocks * kDepth * tiles) + block * tiles * kDepth;
     // In the last stripe, columns beyond the channels were never written; nor are their sums read.
+    const float* right = inputs + e * apart(stripes * kOuts * tiles) + stripe * tiles * kOuts;
     gemm_tile_t<MultiplyAdd<float>, kDepth>(
-        outs, kOuts, tiles, outputs + (stripe / stripes * blocks + unit % blocks) * tiles * kDepth,
-        inputs + stripe * tiles * kOuts, kOuts, sums + (stripe * conv.out + o) * kOuts, kOuts, add);
+        conv.out - o < kDepth ? conv.out - o : kDepth, kOuts, tiles, left, right, kOuts,
+        sums + ((e * stripes + stripe) * conv.out + o) * kOuts, kOuts, add);
   }
 }
 

@@ -49,19 +49,20 @@ PINMEM_KERNEL(void conv3x3_tiles(const Conv3x3& conv, int64_t begin, int64_t end
 // chunks of any size.
 inline constexpr int64_t kChunkStep = 256;
 
-// What output channels are padded to in a chunk, in blocks of conv3x3_depth().
-PINMEM_KERNEL(int64_t conv3x3_outputs(int64_t out))
-PINMEM_KERNEL(int64_t conv3x3_depth())
+// Numbers that a chunk's maps take in transformed, and units of its sums: 16 elements, in each
+// stripes of input channels, in each blocks of output channels.
+PINMEM_KERNEL(int64_t conv3x3_inputs(int64_t in, int64_t tiles))
+PINMEM_KERNEL(int64_t conv3x3_outputs(int64_t out, int64_t tiles))
+PINMEM_KERNEL(int64_t conv3x3_units(int64_t in, int64_t out))
 
 // Tiles [begin, end) of the `tiles` of a chunk that begins at `first`: B^T d B to
-// inputs[element][stripe][tile][conv3x3_stripe()], A dY A^T to
-// outputs[element][block][tile][conv3x3_depth()].
+// inputs[element][stripe][tile][channel], A dY A^T to outputs[element][block][tile][channel].
 PINMEM_KERNEL(void conv3x3_transform(const Conv3x3& conv, int64_t first, int64_t tiles,
                                      int64_t begin, int64_t end, const float* from,
                                      const float* cotangent, float* inputs, float* outputs))
 
-// A chunk's sums over tiles, to sums[element][stripe][out][conv3x3_stripe()], added where `add`:
-// units [begin, end) of 16 elements, in each stripes, in each blocks of output channels.
+// Units [begin, end) of a chunk's sums over tiles, to sums[element][stripe][out][channel], added
+// where `add`.
 PINMEM_KERNEL(void conv3x3_sums(const Conv3x3& conv, int64_t tiles, int64_t begin, int64_t end,
                                 const float* inputs, const float* outputs, bool add, float* sums))
 
