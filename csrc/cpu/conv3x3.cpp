@@ -10,8 +10,7 @@ namespace pinmem {
 namespace {
 
 // Tiles of a block: of a transformed input's 16 elements so many numbers each, to lie in the second
-// cache, but enough tiles that the transformed weight is not all that moves; whole panels (12
-// rows).
+// cache, but enough tiles that the transformed weight is not all that moves; in panels of 12 rows.
 constexpr int64_t kBlock = 12288, kFewestTiles = 24, kMostTiles = 72, kPanel = 12;
 // Input channels whose kernels are transformed at once.
 constexpr int64_t kKernels = 64;
