@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pinmem.backends import get_backend, is_as_on_gpu, unavailable, under_fake_tensors
+from pinmem.backends import get_backend, is_as_on_gpu, unavailable
 
 aten = torch.ops.aten
 torch.library.define(
@@ -130,7 +130,7 @@ def gains(
 
 def _at_work() -> bool:
     """Whether our kernels are chosen, and there."""
-    return get_backend() in ("auto", "cpu") and not under_fake_tensors() and _available()
+    return get_backend() in ("auto", "cpu") and _available()
 
 
 @functools.cache
@@ -150,7 +150,8 @@ def fast_convolutions(
 
     ``network``: whose forward passes these are; where it is compiled, they go without.
     """
-    if device.type != "cpu" or is_as_on_gpu() or (network is not None and is_compiled(network)):
+    able = device.type == "cpu" and not is_as_on_gpu() and _available()
+    if not able or (network is not None and is_compiled(network)):
         return contextlib.nullcontext()
     return FastConvolutions()
 
@@ -173,7 +174,7 @@ class FastConvolutions(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if types:  # subclasses, which have rules of their own
+        if types:  # fake tensors and others with rules of their own
             return func(*args, **(kwargs or {}))
         if func is aten.convolution.default:
             features, weight, bias, stride, padding, dilation, transposed, _, groups = args

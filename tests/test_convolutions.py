@@ -19,6 +19,7 @@ from pinmem.backends import unavailable
 from pinmem.config import TrainConfig
 from pinmem.convolutions import FastConvolutions, conv3x3, conv3x3_backward
 from pinmem.evaluation import folded
+from pinmem.evaluation.fusing import _added
 from pinmem.losses import LossWeights
 from pinmem.meta import mldg_step
 from pinmem.models import build_model
@@ -205,6 +206,9 @@ KINDS = {"_conv3x3", "input", "_weight_grad"}
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The calls of the kernels, of KINDS."""
+    assert not unavailable("cpu")
+    if torch.ops.pinmem_cpu.isa_level() == 0:
+        pytest.skip("this CPU has neither AVX2 nor AVX-512")
     found: list[str] = []
     for name in ("_conv3x3", "_weight_grad"):
         plain = getattr(convolutions, name)
@@ -234,7 +238,7 @@ LEFT = {
     "much padding": nn.Conv2d(64, 64, 3, padding=3),
     "mostly padding": nn.Conv2d(64, 64, 3, padding=12, dilation=12),
     "contiguous": nn.Conv2d(64, 64, 3, padding=1),
-    "few outputs in all": nn.Conv2d(64, 64, 3, padding=(0, 1), dilation=(7, 1)),
+    "few outputs in all": nn.Conv2d(64, 64, 3, padding=1),
     "other type": nn.Conv2d(64, 64, 3, padding=1, dtype=torch.float64),
 }
 
@@ -246,7 +250,8 @@ def test_which_convolutions_are_taken(name: str, taken: list[str]) -> None:
     layer = {**TAKEN, **LEFT}[name]
     if name != "contiguous":
         layer = layer.to(memory_format=torch.channels_last)
-    features = channels_last(2, layer.in_channels, 16, 23).to(layer.weight.dtype).requires_grad_()
+    size = (8, 10) if name == "few outputs in all" else (16, 23)
+    features = channels_last(2, layer.in_channels, *size).to(layer.weight.dtype).requires_grad_()
     asked = [features, *layer.parameters()]
     cotangent: Tensor | None = None
     found = []
@@ -264,6 +269,25 @@ def test_which_convolutions_are_taken(name: str, taken: list[str]) -> None:
         torch.testing.assert_close(got / expected.abs().max(), expected / expected.abs().max())
     # Of what is left, gradients of gradients hold other convolutions.
     assert kinds == (KINDS if name in TAKEN else set())
+
+
+def test_one_number_for_both_directions_is_left_to_pytorch(taken: list[str]) -> None:
+    features, weight, _ = maps_of((2, 64, 64, 16, 23), (0, 0), (1, 1))
+    with FastConvolutions():
+        got = torch.convolution(features, weight, None, [1], [0], [1], False, [0], 1)
+    assert not taken
+    assert torch.equal(got, F.conv2d(features, weight))
+
+
+def test_another_layout_of_what_is_added_is_left_to_onednn(taken: list[str]) -> None:
+    layer = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    features = channels_last(2, 64, 16, 23)
+    with torch.no_grad():
+        for other in (channels_last(2, 64, 16, 23), torch.randn(2, 64, 16, 23)):
+            got = _added(layer, features, other)
+            torch.testing.assert_close(got, (layer(features) + other).relu())
+            assert bool(taken) == other.is_contiguous(memory_format=torch.channels_last)
+            taken.clear()
 
 
 def test_only_what_is_asked_for_is_computed(taken: list[str]) -> None:
@@ -340,6 +364,7 @@ def test_a_plan_of_fake_tensors_goes_without(taken: list[str]) -> None:
     assert not taken
 
 
+@pytest.mark.usefixtures("taken")
 def test_nothing_is_taken_on_a_gpu_or_of_compiled_networks() -> None:
     network = nn.Sequential(nn.Conv2d(64, 64, 3))
     cpu = torch.device("cpu")
