@@ -32,6 +32,12 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def library() -> None:
+    """Asking loads it."""
+    assert not unavailable("cpu")
+
+
 def channels_last(*shape: int, spread: float = 1.0) -> Tensor:
     return (spread * torch.randn(*shape)).to(memory_format=torch.channels_last)
 
