@@ -22,7 +22,7 @@ inline constexpr int kPanelRows = 6;
 /// Steps of k summed into a sum of their own; B's part of them fits the first cache.
 inline constexpr int64_t kSumSteps = 256;
 
-/// The row stride of a tile with more columns than kTilePixels.
+/// Channels of a block of transformed tiles (simd/conv3x3.cpp): the row stride of those.
 inline constexpr int kDepth = 128;
 
 /// The columns of a micro-kernel: rows of B and C are padded to a multiple.
